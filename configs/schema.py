@@ -1,0 +1,168 @@
+"""The one deployment file: every setting of a deployment, typed, frozen and validated once.
+
+Units stand in the names (`_s`, `_ms`, `_tokens`, `_bytes`). `load.py` reads the YAML; this module
+only says what may stand in it. It imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["auto", "fp32", "bf16"]
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Section(BaseModel):
+    """A part of the deployment file: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """Which checkpoint is served, under which name, in which precision."""
+
+    path: Path
+    """A Hugging Face checkpoint directory; relative paths start at the YAML's folder."""
+    served_name: str | None = None
+    """The name clients see; the directory's name when absent."""
+    dtype: Dtype = "auto"
+    """`auto` takes the checkpoint's own."""
+    max_context_tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer together; the checkpoint's `max_position_embeddings` when absent."""
+
+
+class GatewayConfig(Section):
+    """The Serve ingress: HTTP, gRPC, tokenizer and the open streams."""
+
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.1, ge=0)
+
+
+class RouterConfig(Section):
+    """Attention, gate, head, KV cache, scheduler and sampler; one device a replica."""
+
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.5, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    """Compute threads a replica; 0 shares the machine's cores evenly between routers and hosts."""
+
+
+class ExpertsConfig(Section):
+    """The expert hosts; `replicas: 0` is the fused mode (experts inside the router)."""
+
+    replicas: int = Field(default=2, ge=0)
+    cpus: float = Field(default=0.5, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    """Compute threads a host; 0 shares the machine's cores evenly between routers and hosts."""
+
+
+class EngineConfig(Section):
+    """What a router computes with."""
+
+    deterministic: bool = False
+    """A token's result depends only on the tokens before it (docs/architecture.md)."""
+    tile_rows: int = Field(default=16, ge=2, le=256)
+    """The fixed M of every product in deterministic mode."""
+    block_tokens: int = Field(default=16, ge=1, le=1024)
+    """Tokens a block of the paged cache holds."""
+    kv_cache_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that the paged cache of one router holds; from `kv_cache_bytes` when absent."""
+    kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Most memory for one router's paged cache when `kv_cache_tokens` is absent."""
+
+
+class SchedulerConfig(Section):
+    """How a router fills a step."""
+
+    max_running: int = Field(default=64, ge=1)
+    """Sequences in one step at most."""
+    max_step_tokens: int = Field(default=2048, ge=1)
+    """Tokens in one step at most (decode and prefill chunks together)."""
+    step_budget_ms: float = Field(default=200.0, gt=0)
+    """Bounds every router's prefill chunk while any router decodes."""
+    min_chunk_tokens: int = Field(default=16, ge=1)
+    """Smallest prefill chunk that the step budget may force."""
+
+
+class LimitsConfig(Section):
+    """Bounds at the edge; each refusal names the field."""
+
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """The model's context less one when absent."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    default_output_tokens: int = Field(default=256, ge=1)
+    """`max_tokens` of a request that names none (chat: what the context leaves, as OpenAI)."""
+    max_n: int = Field(default=16, ge=1)
+    max_logprobs: int = Field(default=20, ge=0)
+    max_stop_strings: int = Field(default=16, ge=0)
+    max_stop_length: int = Field(default=256, ge=1)
+    """Characters of one stop string."""
+    max_stop_token_ids: int = Field(default=64, ge=0)
+    max_body_bytes: int = Field(default=8 << 20, ge=1024)
+    max_queued_requests: int = Field(default=1024, ge=1)
+    """Requests (each of `n` counts) admitted and not finished, a gateway; above: refused."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """The deadline of a request whose client sets none."""
+
+
+class FailureConfig(Section):
+    """Deadlines of every wait between members."""
+
+    deadline_s: float = Field(default=10.0, gt=0)
+    """No heartbeat for this long: the member is taken for frozen."""
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    report_s: float = Field(default=5.0, gt=0)
+    """A member asked to leave a generation answers within this, or is out."""
+    prepare_s: float = Field(default=600.0, gt=0)
+    """Loading weights and building the process group for a generation."""
+    collective_s: float = Field(default=60.0, gt=0)
+    """Backstop of one collective."""
+    lease_s: float = Field(default=15.0, gt=0)
+    """Routers free the requests of a gateway that has been silent for this long."""
+
+
+class ShutdownConfig(Section):
+    """What SIGTERM grants to running requests."""
+
+    drain_s: float = Field(default=30.0, ge=0)
+
+
+class EndpointConfig(Section):
+    """Where a proxy listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+
+
+class DeploymentConfig(Section):
+    """One deployment: one model, one Serve application."""
+
+    name: str = Field(default="expertmesh", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """The Serve application's name."""
+    device: DeviceKind = "cpu"
+    model: ModelConfig
+    gateway: GatewayConfig = GatewayConfig()
+    router: RouterConfig = RouterConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    engine: EngineConfig = EngineConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    failure: FailureConfig = FailureConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    http: EndpointConfig = EndpointConfig(port=8000)
+    grpc: EndpointConfig = EndpointConfig(port=9000)
+
+    @property
+    def served_name(self) -> str:
+        """The model's name as clients see it."""
+        return self.model.served_name or self.model.path.name
+
+    @property
+    def fused(self) -> bool:
+        """Whether the experts live inside the router (no expert hosts, no exchange)."""
+        return self.experts.replicas == 0

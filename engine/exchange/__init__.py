@@ -1,0 +1,1 @@
+"""The expert exchange: how token batches reach expert hosts and come back."""
