@@ -1,0 +1,75 @@
+"""What every rank tells all others at the start of a step, and what follows from it.
+
+Park, switch and the number of exchanges are a pure function of these headers, never of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class StepHeader:
+    """One rank's part in the coming step. Every field travels as an int64."""
+
+    generation: int
+    step: int
+    """Counts a generation's steps from 0; the same on all ranks."""
+    tokens: int = 0
+    """Rows that this router will dispatch in every MoE layer; 0 on expert hosts."""
+    decode_tokens: int = 0
+    """Sequences of this router that wait for their next token."""
+    drafts: int = 0
+    """Further passes wanted after this one (speculation)."""
+    prepared: int = 0
+    """The highest generation that this rank has prepared."""
+    leaving: int = 0
+    """1 when this rank will leave."""
+
+    @classmethod
+    def n_fields(cls) -> int:
+        """Length of the encoded header."""
+        return len(fields(cls))
+
+    def encode(self) -> list[int]:
+        """The header as integers, in field order."""
+        return list(astuple(self))
+
+    @classmethod
+    def decode(cls, values: Sequence[int]) -> StepHeader:
+        """The opposite of `encode`."""
+        return cls(*(int(v) for v in values))
+
+
+@dataclass(frozen=True, slots=True)
+class StepAgreement:
+    """What all ranks know alike once the headers are there: derived, never sent."""
+
+    headers: tuple[StepHeader, ...]
+    """In rank order."""
+
+    @property
+    def parks(self) -> bool:
+        """Whether nobody has work and nobody is leaving: all ranks park."""
+        return not any(h.tokens or h.leaving for h in self.headers)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Rows that each rank dispatches in every MoE layer."""
+        return tuple(h.tokens for h in self.headers)
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the step over all routers."""
+        return sum(h.tokens for h in self.headers)
+
+    def mismatch(self, own: StepHeader) -> str | None:
+        """What contradicts this rank's own generation and step, or None."""
+        for rank, header in enumerate(self.headers):
+            if (header.generation, header.step) != (own.generation, own.step):
+                return (
+                    f"rank {rank} is at generation {header.generation} step {header.step}, "
+                    f"this rank at generation {own.generation} step {own.step}"
+                )
+        return None

@@ -1,0 +1,42 @@
+"""Running token-expert pairs through the experts of one process.
+
+Shape suffixes: T tokens, D hidden size, R token-expert pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class SlotExperts(Protocol):
+    """Experts in numbered slots (`models.experts.ExpertBank` is one)."""
+
+    def forward(self, moe_layer: int, x_RD: Tensor, rows_per_slot: Sequence[int]) -> Tensor:
+        """Outputs [R, D] for rows that are sorted by slot."""
+        ...
+
+
+def run_slots(
+    experts: SlotExperts,
+    moe_layer: int,
+    x_TD: Tensor,
+    tokens_R: Tensor,
+    slots_R: Tensor,
+    n_slots: int,
+) -> Tensor:
+    """Runs token-expert pairs through their slots: sorts by slot, computes, restores the order.
+
+    Pair r is row `tokens_R[r]` of `x_TD` in slot `slots_R[r]` (both int64). Returns [R, D] in the
+    order of the pairs. The sort is stable, so that the rows of one slot keep their order. Reads the
+    row counts on the host (a device sync).
+    """
+    order_R = torch.argsort(slots_R, stable=True)
+    rows_per_slot: list[int] = torch.bincount(slots_R, minlength=n_slots).tolist()
+    sorted_RD = experts.forward(moe_layer, x_TD[tokens_R[order_R]], rows_per_slot)
+    y_RD = torch.empty_like(sorted_RD)
+    y_RD[order_R] = sorted_RD
+    return y_RD
