@@ -34,7 +34,7 @@ class FusedExchange:
         slots_R = topk_ids_TK.reshape(-1)
         tokens_R = torch.arange(slots_R.numel(), device=slots_R.device) // top_k
         y_RD = run_slots(self._experts, moe_layer, x_TD, tokens_R, slots_R, self._n_experts)
-        return FusedHandle(y_RD.view(n_tokens, top_k, -1))
+        return FusedHandle(y_RD.view(n_tokens, top_k, x_TD.shape[1]))
 
     def combine(self, handle: FusedHandle, topk_weights_TK: Tensor) -> Tensor:
         """The weighted sum, fp32 [T, D]."""

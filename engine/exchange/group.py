@@ -19,13 +19,16 @@ from expertmesh.engine.errors import GenerationLostError
 
 WAIT_SLICE_S = 0.05
 
+# Stores and process groups without a default group: torch has them, its stubs do not.
+c10d: Any = dist
+
 
 class Store:
     """The torch store that a router offers for the groups in which it is rank 0."""
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._server = dist.TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
+        self._server = c10d.TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
 
     @property
     def address(self) -> str:
@@ -197,10 +200,10 @@ def build_communicator(
 def _connect(address: str, generation: int, timeout_s: float) -> Any:
     host, _, port = address.rpartition(":")
     try:
-        store = dist.TCPStore(host, int(port), None, is_master=False, timeout=timedelta(seconds=timeout_s))
+        store = c10d.TCPStore(host, int(port), None, is_master=False, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise GenerationLostError(generation, f"no store at {address}: {error}") from error
-    return dist.PrefixStore(f"generation/{generation}", store)
+    return c10d.PrefixStore(f"generation/{generation}", store)
 
 
 def _await_ready(
@@ -231,14 +234,14 @@ def _await_ready(
 
 
 def _gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str) -> Any:
-    options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options = c10d.ProcessGroupGloo._Options()
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = timeout
     options._threads = 2
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    return c10d.ProcessGroupGloo(store, rank, size, options)
 
 
 def _nccl_group(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    options = dist.ProcessGroupNCCL.Options()
+    options = c10d.ProcessGroupNCCL.Options()
     options._timeout = timeout
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    return c10d.ProcessGroupNCCL(store, rank, size, options)

@@ -98,7 +98,7 @@ class ShardedExchange:
         y_RD = received.view(self._rows.dtype).view(-1, self._rows.hidden)
         sorted_RD = torch.empty_like(y_RD)
         sorted_RD[order_R] = y_RD
-        return weighted_sum(sorted_RD.view(n_tokens, top_k, -1), topk_weights_TK)
+        return weighted_sum(sorted_RD.view(n_tokens, top_k, self._rows.hidden), topk_weights_TK)
 
     def idle_step(self, n_moe_layers: int) -> None:
         """Takes part in a step without tokens of its own."""
