@@ -116,6 +116,8 @@ class FailureConfig(Section):
     deadline_s: float = Field(default=10.0, gt=0)
     """No heartbeat for this long: the member is taken for frozen."""
     heartbeat_s: float = Field(default=1.0, gt=0)
+    announce_s: float = Field(default=2.0, ge=0)
+    """How long a restarted coordinator waits for the members that still run."""
     report_s: float = Field(default=5.0, gt=0)
     """A member asked to leave a generation answers within this, or is out."""
     prepare_s: float = Field(default=600.0, gt=0)

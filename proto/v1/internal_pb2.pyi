@@ -143,7 +143,7 @@ class LogprobRow(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("role", "incarnation", "node", "pid", "device", "stream_address", "store_address", "replica_id", "generation")
+    __slots__ = ("role", "incarnation", "node", "pid", "device", "stream_address", "store_address", "replica_id", "generation", "seen_generation")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class Hello(_message.Message):
     STORE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEEN_GENERATION_FIELD_NUMBER: _ClassVar[int]
     role: Role
     incarnation: str
     node: str
@@ -162,7 +163,8 @@ class Hello(_message.Message):
     store_address: str
     replica_id: str
     generation: int
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+    seen_generation: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ..., generation: _Optional[int] = ..., seen_generation: _Optional[int] = ...) -> None: ...
 
 class MemberMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "prepared", "prepare_failed", "abandoned", "accuse", "wake_request", "load", "leaving")
@@ -231,12 +233,14 @@ class Leaving(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("tokens", "expert_rows")
+    __slots__ = ("tokens", "expert_rows", "outstanding_requests")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ...) -> None: ...
+    outstanding_requests: int
+    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ...) -> None: ...
 
 class GenerationSpec(_message.Message):
     __slots__ = ("number", "members", "placement", "store_address")
@@ -251,20 +255,24 @@ class GenerationSpec(_message.Message):
     def __init__(self, number: _Optional[int] = ..., members: _Optional[_Iterable[_Union[MemberSpec, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerSlots, _Mapping]]] = ..., store_address: _Optional[str] = ...) -> None: ...
 
 class MemberSpec(_message.Message):
-    __slots__ = ("incarnation", "role", "node", "pid", "device", "stream_address")
+    __slots__ = ("incarnation", "role", "node", "pid", "device", "stream_address", "store_address", "replica_id")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STREAM_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STORE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     role: Role
     node: str
     pid: int
     device: str
     stream_address: str
-    def __init__(self, incarnation: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ...) -> None: ...
+    store_address: str
+    replica_id: str
+    def __init__(self, incarnation: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ...) -> None: ...
 
 class LayerSlots(_message.Message):
     __slots__ = ("layer", "hosts")
@@ -337,20 +345,22 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     draining: bool
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ...) -> None: ...
+    outstanding_requests: int
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()
