@@ -1,0 +1,16 @@
+"""Root-mean-square layer norm (arXiv:1910.07467).
+
+Shape suffixes: T tokens, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside, one cast to x's dtype."""
+    x32_TD = x_TD.float()
+    mean_square_T1 = x32_TD.square().mean(-1, keepdim=True)
+    return (x32_TD * torch.rsqrt(mean_square_T1 + eps) * weight_D.float()).to(x_TD.dtype)

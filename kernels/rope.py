@@ -1,0 +1,31 @@
+"""Rotary position embedding (arXiv:2104.09864).
+
+Shape suffixes: T tokens, H heads, R rotary features, R2 = R / 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
+    """Rotates each pair of features by its position's angle; same shape and dtype, fp32 inside.
+
+    Pairs are neighbours (2i, 2i + 1) when `interleaved`, else (i, i + R/2); results stand where the
+    inputs stood.
+    """
+    cos_T1R2, sin_T1R2 = cos_TR2.float().unsqueeze(1), sin_TR2.float().unsqueeze(1)
+    x32_THR = x_THR.float()
+    if interleaved:
+        pairs = x32_THR.unflatten(-1, (-1, 2))
+        a_THR2, b_THR2 = pairs[..., 0], pairs[..., 1]
+    else:
+        a_THR2, b_THR2 = x32_THR.chunk(2, -1)
+    rotated_a_THR2 = a_THR2 * cos_T1R2 - b_THR2 * sin_T1R2
+    rotated_b_THR2 = b_THR2 * cos_T1R2 + a_THR2 * sin_T1R2
+    if interleaved:
+        rotated_THR = torch.stack((rotated_a_THR2, rotated_b_THR2), -1).flatten(-2)
+    else:
+        rotated_THR = torch.cat((rotated_a_THR2, rotated_b_THR2), -1)
+    return rotated_THR.to(x_THR.dtype)
