@@ -75,3 +75,19 @@ class StepResult:
     """The outcome of a step; the scheduler commits it."""
 
     results: tuple[SequenceResult, ...]
+
+
+def logit_rows(batch: StepBatch) -> list[int]:
+    """Rows of the step's flattened tokens whose logits are needed.
+
+    For each sequence, in the batch's order: the rows that score its prompt, then the row that its
+    next token is drawn from.
+    """
+    rows: list[int] = []
+    start = 0
+    for sequence in batch.sequences:
+        rows.extend(range(start, start + len(sequence.prompt_targets)))
+        start += sequence.n_tokens
+        if sequence.samples:
+            rows.append(start - 1)
+    return rows

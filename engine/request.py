@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
@@ -102,7 +102,7 @@ class RouterLoad:
     queued_tokens: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """A request inside the engine: its tokens and how far they are computed.
 
@@ -114,7 +114,7 @@ class Sequence:
     """Prompt, then output."""
     n_computed: int = 0
     """Tokens whose keys and values stand in the cache."""
-    block_table: list[int] = field(default_factory=list)
+    block_table: tuple[int, ...] = ()
     n_prompt_scored: int = 1
     """Prompt positions below this have had their prompt_logprobs delivered."""
 

@@ -1,0 +1,20 @@
+"""Builds the news that a router sends of its requests."""
+
+from __future__ import annotations
+
+from expertmesh.engine.batch import SampledToken
+from expertmesh.engine.request import FinishReason, LogprobRow, Sequence, SequenceNews
+
+
+def end_news(sequence: Sequence, reason: FinishReason, error: str = "") -> SequenceNews:
+    """The last news of a request that ends without a new token."""
+    return SequenceNews(key=sequence.key, index=sequence.n_output, finish_reason=reason, error=error)
+
+
+def logprob_row(token: SampledToken) -> LogprobRow:
+    """A scored token as the gateway takes it."""
+    return LogprobRow(
+        token_ids=tuple(token_id for token_id, _ in token.logprobs),
+        logprobs=tuple(logprob for _, logprob in token.logprobs),
+        rank=token.rank,
+    )
