@@ -70,6 +70,11 @@ class Communicator:
         if self._abandoned is None:
             self._abandoned = reason
 
+    def close(self) -> None:
+        """Drops the group. Its destructor may block on a broken peer: call it off the engine thread."""
+        self.abandon("closed")
+        self._group = None
+
     def all_gather(self, values: Sequence[int]) -> list[list[int]]:
         """Every rank's integers, in rank order."""
         own = torch.tensor(values, dtype=torch.int64)

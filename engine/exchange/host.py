@@ -5,6 +5,7 @@ Shape suffixes: T rows received, K experts a token, D hidden size, R token-exper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from expertmesh.engine.exchange.slots import SlotExperts, run_slots
 
 
 class HostExchange:
-    """One expert host in one generation."""
+    """One expert host in one generation. `mark` attributes time to parts of the step."""
 
     def __init__(
         self,
@@ -27,11 +28,13 @@ class HostExchange:
         layout: RankLayout,
         rows: RowFormat,
         experts: SlotExperts,
+        mark: Callable[[str], None] = lambda part: None,
     ) -> None:
         self._communicator = communicator
         self._layout = layout
         self._rows = rows
         self._experts = experts
+        self._mark = mark
         self._form: DispatchForm = "capacity"
         self._tokens: tuple[int, ...] = ()
         host = communicator.rank - layout.n_routers
@@ -55,7 +58,9 @@ class HostExchange:
         received = self._communicator.all_to_all(
             nothing, none, splits, f"dispatch of MoE layer {moe_layer}"
         ).wait()
+        self._mark("dispatch")
         y_RD, pairs = self._compute(moe_layer, received, counts)
+        self._mark("experts")
         answer_splits = [n * self._rows.value_bytes for n in pairs] + [0] * layout.n_hosts
         self._communicator.all_to_all(
             y_RD.reshape(-1).view(torch.uint8),
@@ -63,6 +68,7 @@ class HostExchange:
             none,
             f"combine of MoE layer {moe_layer}",
         ).wait()
+        self._mark("combine")
         return sum(pairs)
 
     def _compute(self, moe_layer: int, received: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:

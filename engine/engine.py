@@ -1,0 +1,188 @@
+"""The router's engine: one thread that schedules, computes and commits steps.
+
+A step is a transaction. It is scheduled once; if the generation is lost while it runs, the same
+batch runs again on the next generation. Nothing changes before the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from expertmesh.engine.batch import StepBatch, StepResult
+from expertmesh.engine.errors import EngineStoppedError, GenerationLostError
+from expertmesh.engine.exchange.header import StepAgreement
+from expertmesh.engine.request import Request, RequestKey, RouterLoad, SequenceNews
+
+if TYPE_CHECKING:
+    from expertmesh.engine.budget import StepBudget
+    from expertmesh.engine.counting import RoutingCounter
+    from expertmesh.engine.follower import GenerationFollower
+    from expertmesh.engine.link import StepLink
+    from expertmesh.engine.profile import PartTimer
+    from expertmesh.engine.runner import Runner
+    from expertmesh.engine.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[Sequence[SequenceNews], RouterLoad], None]
+
+
+class RouterEngine:
+    """Runs requests. `submit` and `cancel` may be called from any thread; news go to `sink`, which is
+    called on the engine thread and must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        scheduler: Scheduler,
+        follower: GenerationFollower[StepLink],
+        budget: StepBudget,
+        counter: RoutingCounter,
+        timer: PartTimer,
+        sink: Sink,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._follower = follower
+        self._budget = budget
+        self._counter = counter
+        self._timer = timer
+        self._sink = sink
+        self._inbox: deque[Request | RequestKey] = deque()
+        self._batch: StepBatch | None = None
+        self._last: StepAgreement | None = None
+        self._tokens = 0
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # ------------------------------------------------------------ any thread
+
+    def start(self) -> None:
+        """Starts the engine thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the engine thread after the step in progress."""
+        self._follower.stop()
+        self._thread.join(timeout_s)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            EngineStoppedError: the engine has failed or stopped.
+        """
+        if self._failure is not None or self._follower.stopping:
+            raise EngineStoppedError("this router's engine has stopped")
+        self._inbox.append(request)
+        self._follower.notify()
+
+    def cancel(self, key: RequestKey) -> None:
+        """Ends a request at the next commit; its blocks are free then."""
+        self._inbox.append(key)
+        self._follower.notify()
+
+    def check(self) -> None:
+        """Raises what ended the engine thread, if it has ended."""
+        if self._failure is not None:
+            raise EngineStoppedError(f"the engine thread died: {self._failure!r}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed since the start."""
+        return self._tokens
+
+    # ------------------------------------------------------------ the engine thread
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            while (link := self._follower.wait_for_generation()) is not None:
+                try:
+                    self._serve(link)
+                except GenerationLostError as lost:
+                    logger.warning("%s", lost)
+                    self._follower.lost(lost)
+        except BaseException as error:
+            logger.exception("the engine thread died")
+            self._failure = error
+            self._fail_all(error)
+
+    def _serve(self, link: StepLink) -> None:
+        while self._follower.wait_until_awake(self._has_work):
+            while self.step(link):
+                pass
+
+    def step(self, link: StepLink) -> bool:
+        """Schedule, agree, compute, commit. False when all ranks park."""
+        self._timer.begin()
+        batch = self._scheduled()
+        self._timer.mark("schedule")
+        agreement = link.agree(batch.n_tokens, batch.n_decode_tokens)
+        self._timer.mark("wait")
+        if agreement.parks:
+            self._batch = None
+            return False
+        result = self._compute(link, batch, agreement)
+        self._commit(batch, result, agreement)
+        return True
+
+    def _scheduled(self) -> StepBatch:
+        """The interrupted step, or else a new one."""
+        if self._batch is None:
+            self._take_inbox()
+            self._batch = self._scheduler.schedule(self._chunk_tokens())
+        return self._batch
+
+    def _compute(self, link: StepLink, batch: StepBatch, agreement: StepAgreement) -> StepResult | None:
+        if batch.n_tokens:
+            return self._runner.run(batch, self._counter.watch(link.exchange))
+        if agreement.n_tokens:
+            link.idle_step()
+        return None
+
+    def _commit(self, batch: StepBatch, result: StepResult | None, agreement: StepAgreement) -> None:
+        self._batch = None
+        self._last = agreement
+        prefill_tokens = sum(h.tokens - h.decode_tokens for h in agreement.headers)
+        if result is not None:
+            self._counter.commit()
+            self._tokens += batch.n_tokens
+            self._emit(self._scheduler.commit(batch, result))
+            self._timer.mark("commit")
+        step_ms = self._timer.commit(decode=bool(batch.n_tokens) and prefill_tokens == 0)
+        self._budget.observe(step_ms, prefill_tokens)
+
+    def _emit(self, news: Sequence[SequenceNews]) -> None:
+        if news:
+            self._sink(news, self._scheduler.load())
+
+    def _has_work(self) -> bool:
+        return bool(self._inbox) or self._scheduler.has_work or bool(self._batch)
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            entry = self._inbox.popleft()
+            if isinstance(entry, Request):
+                self._scheduler.add(entry)
+            else:
+                self._scheduler.cancel(entry)
+
+    def _chunk_tokens(self) -> int | None:
+        headers = self._last.headers if self._last is not None else ()
+        return self._budget.chunk_tokens(
+            any_decoding=any(h.decode_tokens for h in headers),
+            routers_prefilling=sum(h.tokens > h.decode_tokens for h in headers),
+        )
+
+    def _fail_all(self, error: BaseException) -> None:
+        self._take_inbox()
+        self._emit(self._scheduler.fail_all(f"the router failed: {error!r}"))

@@ -1,0 +1,240 @@
+"""Follows the coordinator's messages on behalf of one engine thread.
+
+Messages come in on the actor's event loop; the engine thread asks at the borders of its steps. A
+generation is prepared on a thread of its own, so that neither waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from expertmesh.engine.errors import GenerationLostError
+from expertmesh.engine.exchange.group import Communicator
+
+
+class Link(Protocol):
+    """What a member steps with in one generation (`engine.link`)."""
+
+    @property
+    def number(self) -> int:
+        """The generation's number."""
+        ...
+
+    @property
+    def communicator(self) -> Communicator | None:
+        """None in the fused mode, where nothing is shared."""
+        ...
+
+
+class Reports(Protocol):
+    """What a member tells the coordinator; every method may be called from any thread."""
+
+    def prepared(self, generation: int) -> None:
+        """Weights and process group are ready here."""
+        ...
+
+    def prepare_failed(self, generation: int, reason: str) -> None:
+        """They can't be made ready here."""
+        ...
+
+    def abandoned(self, generation: int) -> None:
+        """This member has left the generation."""
+        ...
+
+    def accuse(self, generation: int, reason: str) -> None:
+        """A collective failed here."""
+        ...
+
+    def wake_request(self, generation: int, epoch: int) -> None:
+        """Work has come while parked."""
+        ...
+
+
+LinkT = TypeVar("LinkT", bound=Link)
+
+
+@dataclass(slots=True)
+class _Live(Generic[LinkT]):
+    link: LinkT
+    epoch: int = 0
+    """The epoch that this member is in, or parked behind."""
+    woken: int = 0
+    """The highest epoch published."""
+    requested: int = 0
+    """The highest epoch asked for."""
+
+
+class GenerationFollower(Generic[LinkT]):
+    """Which generation is live here, whether it is awake, and whether it has been given up."""
+
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
+        self._changed = threading.Condition()
+        self._live: _Live[LinkT] | None = None
+        self._prepared: dict[int, LinkT] = {}
+        self._given_up: dict[int, str] = {}
+        self._highest = 0
+        self._stopping = False
+
+    # ------------------------------------------------------------ messages (event loop)
+
+    def on_prepare(self, number: int, build: Callable[[Callable[[], str | None]], LinkT]) -> None:
+        """Starts preparing a generation in the background. Lower numbers and repeats are ignored.
+
+        `build` makes the link; it gets a function that gives the reason once the generation has been
+        given up, and raises whatever keeps it from being made.
+        """
+        with self._changed:
+            if number <= self._highest:
+                return
+            self._highest = number
+        threading.Thread(
+            target=self._prepare, args=(number, build), name=f"prepare-{number}", daemon=True
+        ).start()
+
+    def on_live(self, number: int) -> None:
+        """A prepared generation is live, parked at epoch 0."""
+        with self._changed:
+            link = self._prepared.pop(number, None)
+            if link is None or number in self._given_up:
+                return
+            self._live = _Live(link)
+            self._changed.notify_all()
+
+    def on_wake(self, number: int, epoch: int) -> None:
+        """Every member enters this epoch. Duplicates and other generations are ignored."""
+        with self._changed:
+            if self._live is not None and self._live.link.number == number:
+                self._live.woken = max(self._live.woken, epoch)
+                self._changed.notify_all()
+
+    def on_abandon(self, number: int, reason: str) -> None:
+        """Leaves a generation; answered once the engine thread is out of it."""
+        with self._changed:
+            self._given_up.setdefault(number, reason)
+            link = self._prepared.pop(number, None)
+            inside = self._live is not None and self._live.link.number == number
+            if inside and self._live is not None:
+                link = self._live.link
+            if link is not None and link.communicator is not None:
+                link.communicator.abandon(reason)
+            self._changed.notify_all()
+        if not inside:
+            self._reports.abandoned(number)
+
+    def stop(self) -> None:
+        """Ends every wait of the engine thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ the engine thread
+
+    def notify(self) -> None:
+        """Makes a waiting engine thread look again (work has come). Callable from any thread."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    def wait_for_generation(self) -> LinkT | None:
+        """Blocks until a generation is live here; None when stopping."""
+        with self._changed:
+            while not self._stopping:
+                live = self._live
+                if live is not None and live.link.number not in self._given_up:
+                    return live.link
+                if live is not None:
+                    self._leave()
+                self._changed.wait()
+            return None
+
+    def wait_until_awake(self, has_work: Callable[[], bool]) -> bool:
+        """Blocks until the next epoch of the live generation has been published; asks for it when
+        there is work. False when stopping.
+
+        Raises:
+            GenerationLostError: the generation was given up meanwhile.
+        """
+        with self._changed:
+            while not self._stopping:
+                live = self._require_live()
+                if live.link.communicator is None:
+                    if has_work():
+                        return True
+                elif live.woken > live.epoch:
+                    live.epoch = live.woken
+                    return True
+                elif has_work() and live.requested <= live.epoch:
+                    live.requested = live.epoch + 1
+                    self._reports.wake_request(live.link.number, live.requested)
+                self._changed.wait()
+            return False
+
+    def lost(self, error: GenerationLostError) -> None:
+        """A collective failed in the live generation: accuse, and wait to be told to leave it."""
+        with self._changed:
+            number = error.generation
+            if number not in self._given_up:
+                self._reports.accuse(number, error.reason)
+            while number not in self._given_up and not self._stopping:
+                self._changed.wait()
+            self._leave()
+
+    def ask_again(self) -> None:
+        """A new coordinator knows no requests for epochs: the next wait asks again."""
+        with self._changed:
+            if self._live is not None:
+                self._live.requested = self._live.epoch
+                self._changed.notify_all()
+
+    @property
+    def live_number(self) -> int:
+        """The live generation's number, 0 for none."""
+        with self._changed:
+            return self._live.link.number if self._live is not None else 0
+
+    # ------------------------------------------------------------ inside
+
+    def _prepare(self, number: int, build: Callable[[Callable[[], str | None]], LinkT]) -> None:
+        try:
+            link = build(lambda: self._given_up.get(number))
+        except Exception as error:
+            self._reports.prepare_failed(number, f"{type(error).__name__}: {error}")
+            return
+        with self._changed:
+            wanted = number not in self._given_up
+            if wanted:
+                self._prepared[number] = link
+        if wanted:
+            self._reports.prepared(number)
+        else:
+            _reap(link)
+
+    def _require_live(self) -> _Live[LinkT]:
+        if self._live is None:
+            raise GenerationLostError(0, "no generation is live")
+        number = self._live.link.number
+        if number in self._given_up:
+            raise GenerationLostError(number, self._given_up[number])
+        return self._live
+
+    def _leave(self) -> None:
+        """The engine thread is out: drop the link (its group is reaped in the background)."""
+        if self._live is not None and self._live.link.number in self._given_up:
+            number = self._live.link.number
+            threading.Thread(target=_reap, args=(self._live.link,), daemon=True).start()
+            self._live = None
+            self._reports.abandoned(number)
+
+
+def _reap(link: Link) -> None:
+    """Closes a broken group where a blocking destructor does no harm."""
+    if link.communicator is not None:
+        link.communicator.close()

@@ -1,0 +1,83 @@
+"""A step's batch as tensors, through the model, to the sampler.
+
+Shape suffixes: T tokens of the batch (padded in deterministic mode), S sequences, B blocks of the
+longest table, D hidden size, N rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expertmesh.engine.batch import StepBatch, StepResult
+from expertmesh.engine.sampler import Sampler
+from expertmesh.kernels.mode import ComputeMode
+from expertmesh.models.decoder import Decoder
+from expertmesh.models.interface import ForwardBatch, MoeExchange, PagedCache
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Computes steps on one router. Holds no state of its own besides weights and cache.
+
+    Running the same batch again gives the same result: cache entries are positional, and nothing
+    else is written.
+    """
+
+    decoder: Decoder
+    cache: PagedCache
+    sampler: Sampler
+    mode: ComputeMode
+    device: torch.device
+    mark: Callable[[str], None]
+
+    def run(self, batch: StepBatch, exchange: MoeExchange) -> StepResult:
+        """One step; may raise `GenerationLostError` out of the exchange."""
+        forward = to_tensors(batch, self.cache.block_tokens, self.mode.tile_rows or 1, self.device)
+        self.mark("prepare")
+        hidden_TD = self.decoder.forward(forward, self.cache, exchange, self.mark)
+
+        def logits_of(rows: list[int]) -> Tensor:
+            rows_N = torch.tensor(rows, dtype=torch.int64, device=self.device)
+            logits_NV = self.decoder.logits(hidden_TD[rows_N])
+            self.mark("head")
+            return logits_NV
+
+        result = self.sampler(batch, logits_of)
+        self.mark("sample")
+        return result
+
+
+def to_tensors(
+    batch: StepBatch, block_tokens: int, row_multiple: int, device: torch.device
+) -> ForwardBatch:
+    """The batch flattened, padded to a multiple of `row_multiple` rows."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    for sequence in batch.sequences:
+        token_ids.extend(sequence.token_ids)
+        span = range(sequence.n_context, sequence.n_context + sequence.n_tokens)
+        positions.extend(span)
+        table = sequence.block_table
+        slots.extend(table[p // block_tokens] * block_tokens + p % block_tokens for p in span)
+    n_tokens = len(token_ids)
+    padding = [0] * (-n_tokens % row_multiple)
+    longest = max(len(s.block_table) for s in batch.sequences)
+    tables = [[*s.block_table, *[0] * (longest - len(s.block_table))] for s in batch.sequences]
+
+    def tensor(values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return ForwardBatch(
+        token_ids_T=tensor(token_ids + padding),
+        positions_T=tensor(positions + padding),
+        slots_T=tensor(slots),
+        n_tokens=n_tokens,
+        query_lens=tuple(s.n_tokens for s in batch.sequences),
+        context_lens=tuple(s.n_context for s in batch.sequences),
+        block_tables_SB=tensor(tables),
+    )
