@@ -5,11 +5,20 @@ Shape suffixes: T tokens, F hidden features of the layer, G = 2F (gate first, th
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
+import torch
 from torch import Tensor
 
 
 def swiglu(gate_up_TG: Tensor) -> Tensor:
     """silu(gate) * up, [T, F] of the input's dtype; fp32 inside, one cast at the end."""
-    gate_TF, up_TF = gate_up_TG.chunk(2, -1)
-    return (F.silu(gate_TF.float()) * up_TF.float()).to(gate_up_TG.dtype)
+    gate_TF, up_TF = gate_up_TG.float().chunk(2, -1)
+    return (gate_TF * sigmoid(gate_TF) * up_TF).to(gate_up_TG.dtype)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)), the same for a value wherever it stands.
+
+    `torch.sigmoid` and `silu` are not: on CPUs the last few values of a tensor are rounded otherwise
+    than those before them. `torch.exp` treats all alike.
+    """
+    return torch.exp(-x).add_(1).reciprocal_()

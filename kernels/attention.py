@@ -129,11 +129,11 @@ def _attend_chunk(q_THC: Tensor, keys: _PagedKeys, sequence: int, context_len: i
         last_T = positions_L[context_len + start : context_len + start + part_THC.shape[0]]
         visible = int(context_len + start + part_THC.shape[0])
         scores = (part_THC.flatten(0, 1) @ k_LC[:visible].T).float() * keys.softmax_scale
-        scores_THL = scores.unflatten(0, (-1, n_heads))
+        scores_THL = scores.view(-1, n_heads, visible)
         hidden_TL = positions_L[:visible] > last_T.unsqueeze(1)
         weights_THL = scores_THL.masked_fill_(hidden_TL.unsqueeze(1), float("-inf")).softmax(-1)
         weights = weights_THL.to(q_THC.dtype).flatten(0, 1)
-        parts.append((weights @ k_LC[:visible, : keys.value_dim]).unflatten(0, (-1, n_heads)))
+        parts.append((weights @ k_LC[:visible, : keys.value_dim]).view(-1, n_heads, keys.value_dim))
     return torch.cat(parts)
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.activation import sigmoid
+
 Scoring = Literal["softmax", "sigmoid"]
 Selection = Literal["greedy", "group_max", "group_top2"]
 
@@ -34,7 +36,7 @@ def select_experts(
     its best expert (`group_max`, DeepSeek-V2) or the sum of its two best (`group_top2`, DeepSeek-V3,
     arXiv:2412.19437). Of equal scores the lowest index wins, among experts and among groups.
     """
-    scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else logits_TE.softmax(-1)
+    scores_TE = sigmoid(logits_TE) if scoring == "sigmoid" else logits_TE.softmax(-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if selection != "greedy" and top_k_groups < n_groups:
         choice_TE = _keep_best_groups(choice_TE, selection, n_groups, top_k_groups)
@@ -55,7 +57,7 @@ def _stable_top_ids(values: Tensor, k: int) -> Tensor:
 
 def _keep_best_groups(choice_TE: Tensor, selection: Selection, n_groups: int, top_k_groups: int) -> Tensor:
     """`choice_TE` with the experts outside the best groups at minus infinity."""
-    grouped_TGE = choice_TE.unflatten(-1, (n_groups, -1))
+    grouped_TGE = choice_TE.view(choice_TE.shape[0], n_groups, choice_TE.shape[1] // n_groups)
     if selection == "group_max":
         group_scores_TG = grouped_TGE.amax(-1)
     else:

@@ -7,11 +7,11 @@ out-features, M rows of a tile.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from expertmesh.kernels.mode import ComputeMode
-from expertmesh.kernels.tiles import pad_rows
+from expertmesh.kernels.tiles import row_tiles
 
 
 class Linear:
@@ -33,20 +33,18 @@ def tiled_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, mode: C
     n_rows = x_TK.shape[0]
     if tile_rows is None or n_rows == 0:
         return F.linear(x_TK, weight_NK, bias_N)
-    padded_TK = pad_rows(x_TK, tile_rows)
-    tiles = [F.linear(tile_MK, weight_NK, bias_N) for tile_MK in padded_TK.split(tile_rows)]
+    tiles = [F.linear(tile_MK, weight_NK, bias_N) for tile_MK in row_tiles(x_TK, tile_rows)]
     return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:n_rows]
 
 
 def head_product(x_THI: Tensor, w_HIO: Tensor, mode: ComputeMode) -> Tensor:
     """Every head's rows times that head's matrix: y [T, H, O] of x's dtype."""
     tile_rows = mode.tile_rows
-    n_rows, n_heads, _ = x_THI.shape
+    n_rows = x_THI.shape[0]
     if tile_rows is None or n_rows == 0:
         return torch.bmm(x_THI.transpose(0, 1), w_HIO).transpose(0, 1)
-    padded_THI = pad_rows(x_THI, tile_rows)
     tiles = [
         torch.bmm(tile_MHI.transpose(0, 1).contiguous(), w_HIO).transpose(0, 1)
-        for tile_MHI in padded_THI.split(tile_rows)
+        for tile_MHI in row_tiles(x_THI, tile_rows)
     ]
     return torch.cat(tiles)[:n_rows]

@@ -18,7 +18,7 @@ def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: boo
     cos_T1R2, sin_T1R2 = cos_TR2.float().unsqueeze(1), sin_TR2.float().unsqueeze(1)
     x32_THR = x_THR.float()
     if interleaved:
-        pairs = x32_THR.unflatten(-1, (-1, 2))
+        pairs = x32_THR.reshape(*x_THR.shape[:-1], x_THR.shape[-1] // 2, 2)
         a_THR2, b_THR2 = pairs[..., 0], pairs[..., 1]
     else:
         a_THR2, b_THR2 = x32_THR.chunk(2, -1)

@@ -13,6 +13,12 @@ def n_tiles(n_rows: int, tile_rows: int) -> int:
     return -(-n_rows // tile_rows)
 
 
+def row_tiles(x_R: Tensor, tile_rows: int) -> list[Tensor]:
+    """`x_R` [R, ...] in contiguous tiles of exactly `tile_rows` rows, the last one padded with zeros."""
+    padded_R = pad_rows(x_R, tile_rows)
+    return [padded_R[start : start + tile_rows] for start in range(0, padded_R.shape[0], tile_rows)]
+
+
 def pad_rows(x_R: Tensor, tile_rows: int) -> Tensor:
     """`x_R` [R, ...], contiguous, with zero rows behind it up to a multiple of `tile_rows`."""
     n_rows = x_R.shape[0]

@@ -86,7 +86,7 @@ class AttentionCase:
         return parts
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attention_case() -> Callable[..., AttentionCase]:
     """Makes an AttentionCase of the given sequence lengths."""
 
