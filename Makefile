@@ -1,0 +1,79 @@
+# Each target sets up .venv from nothing: pinned versions, redone when pyproject.toml or constraints.txt change.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+BASE   := $(VENV)/.installed-base
+DEV    := $(VENV)/.installed-dev
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# tests/cluster starts real Ray clusters: alone, after the rest, so that its timings mean something.
+CLUSTER_TESTS := $(wildcard tests/cluster/test_*.py tests/cluster/*/test_*.py)
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-cluster lint format types proto docs lock clean
+
+help:
+	@echo "make demo [ONCE=1]   serve the demo checkpoint on this machine and stream one generation"
+	@echo "make test            every test (test-fast: without Ray clusters; test-cluster: those alone)"
+	@echo "make lint | types    ruff | mypy --strict"
+	@echo "make format          let ruff rewrite what it can"
+	@echo "make proto | docs    regenerate the protobuf code | docs/configuration.md"
+	@echo "make lock            pin again what a fresh install brings (constraints.txt)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) with the development tools (a few minutes the first time) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $(BASE) $@
+
+demo: $(BASE)
+	@exec $(BIN)/expertmesh demo $(if $(filter-out 0,$(ONCE)),--once)
+
+# Both parts always run; the target fails if either does.
+test: $(DEV)
+	@status=0; \
+	$(MAKE) --no-print-directory test-fast || status=1; \
+	$(MAKE) --no-print-directory test-cluster || status=1; \
+	exit $$status
+
+test-fast: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations 5 tests --ignore=tests/cluster
+
+test-cluster: $(DEV)
+	$(if $(CLUSTER_TESTS),$(BIN)/python -m pytest -q --durations 5 tests/cluster,@echo "There are no cluster tests.")
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+proto: $(DEV)
+	$(BIN)/python tools/gen_proto.py
+
+docs: $(DEV)
+	$(BIN)/python tools/gen_config_docs.py
+
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --editable '.[dev]'
+	{ echo "# What the base and the dev install bring, at the tested versions; 'make lock' writes this file."; \
+	  build/lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > constraints.txt
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
