@@ -18,6 +18,7 @@ from expertmesh.engine.batch import StepBatch, StepResult
 from expertmesh.engine.errors import EngineStoppedError, GenerationLostError
 from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.request import Request, RequestKey, RouterLoad, SequenceNews
+from expertmesh.engine.scheduler import DuplicateRequestError, Scheduler
 
 if TYPE_CHECKING:
     from expertmesh.engine.budget import StepBudget
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from expertmesh.engine.link import StepLink
     from expertmesh.engine.profile import PartTimer
     from expertmesh.engine.runner import Runner
-    from expertmesh.engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ class RouterEngine:
         if self._batch is None:
             self._take_inbox()
             self._batch = self._scheduler.schedule(self._chunk_tokens())
+            self._emit(self._scheduler.take_news())
         return self._batch
 
     def _compute(self, link: StepLink, batch: StepBatch, agreement: StepAgreement) -> StepResult | None:
@@ -171,10 +172,14 @@ class RouterEngine:
     def _take_inbox(self) -> None:
         while self._inbox:
             entry = self._inbox.popleft()
-            if isinstance(entry, Request):
-                self._scheduler.add(entry)
-            else:
-                self._scheduler.cancel(entry)
+            try:
+                if isinstance(entry, Request):
+                    self._scheduler.add(entry)
+                else:
+                    self._scheduler.cancel(entry)
+            except DuplicateRequestError as error:
+                # A second submission of the same attempt is the first one, which goes on.
+                logger.warning("%s", error)
 
     def _chunk_tokens(self) -> int | None:
         headers = self._last.headers if self._last is not None else ()
@@ -185,4 +190,5 @@ class RouterEngine:
 
     def _fail_all(self, error: BaseException) -> None:
         self._take_inbox()
-        self._emit(self._scheduler.fail_all(f"the router failed: {error!r}"))
+        self._scheduler.fail_all(f"the router failed: {error!r}")
+        self._emit(self._scheduler.take_news())

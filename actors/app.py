@@ -1,0 +1,84 @@
+"""The Serve application of one deployment: gateway, router and experts, bound together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from expertmesh.actors.experts import ExpertHost
+from expertmesh.actors.gateway.deployment import gateway_class
+from expertmesh.actors.router import Router
+from expertmesh.configs.load import config_from_dict
+from expertmesh.configs.schema import DeploymentConfig
+
+GATEWAY, ROUTER, EXPERTS = "gateway", "router", "experts"
+
+MAX_ONGOING_CALLS = 100_000
+"""The gateway bounds its queue itself, with a typed refusal; Serve's own bound must never strike first."""
+
+STOP_S = 60.0
+"""What Serve grants a replica to leave before it is killed."""
+
+COMPUTE_ENV = {
+    # Idle OpenMP threads sleep instead of spinning: routers and hosts of a node take turns on its cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def build_app(config: DeploymentConfig) -> Application:
+    """The deployments `gateway`, `router` and, unless fused, `experts`.
+
+    Tensors and tokens never pass through the handles: they are bound only so that Serve starts and
+    scales the three together.
+    """
+    config_json = config.model_dump_json()
+    children = [_router(config).bind(config_json)]
+    if not config.fused:
+        children.append(_experts(config).bind(config_json))
+    application: Application = _gateway(config).bind(config_json, *children)
+    return application
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The same from a Serve deploy config: `import_path: expertmesh.actors.app:build`, with the
+    deployment's settings as `args`."""
+    return build_app(config_from_dict(args))
+
+
+def _gateway(config: DeploymentConfig) -> serve.Deployment:
+    return serve.deployment(
+        name=GATEWAY,
+        num_replicas=config.gateway.replicas,
+        max_ongoing_requests=MAX_ONGOING_CALLS,
+        graceful_shutdown_timeout_s=STOP_S,
+        ray_actor_options={"num_cpus": config.gateway.cpus},
+    )(gateway_class())
+
+
+def _router(config: DeploymentConfig) -> serve.Deployment:
+    return serve.deployment(
+        name=ROUTER,
+        num_replicas=config.router.replicas,
+        graceful_shutdown_timeout_s=STOP_S,
+        ray_actor_options={
+            "num_cpus": config.router.cpus,
+            "num_gpus": config.router.gpus,
+            "runtime_env": {"env_vars": COMPUTE_ENV},
+        },
+    )(Router)
+
+
+def _experts(config: DeploymentConfig) -> serve.Deployment:
+    return serve.deployment(
+        name=EXPERTS,
+        num_replicas=config.experts.replicas,
+        graceful_shutdown_timeout_s=STOP_S,
+        ray_actor_options={
+            "num_cpus": config.experts.cpus,
+            "num_gpus": config.experts.gpus,
+            "runtime_env": {"env_vars": COMPUTE_ENV},
+        },
+    )(ExpertHost)

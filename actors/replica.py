@@ -1,0 +1,165 @@
+"""What router and expert-host replicas share: device, threads, and the news of generations.
+
+Shape suffixes: none; this module moves no tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+import torch
+
+from expertmesh.cluster.types import Generation, MemberInfo, Role
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.engine.exchange.group import Communicator, build_communicator
+from expertmesh.engine.exchange.layout import RankLayout
+from expertmesh.engine.exchange.rows import RowFormat
+from expertmesh.engine.follower import GenerationFollower, Link
+from expertmesh.kernels.mode import ComputeMode
+from expertmesh.models.spec import ModelSpec, MoeSpec
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+LinkT = TypeVar("LinkT", bound=Link)
+Prepare = Callable[[Generation, Callable[[], str | None]], LinkT]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRuntime:
+    """Where and how one replica computes."""
+
+    config: DeploymentConfig
+    device: torch.device
+    mode: ComputeMode
+    host: str
+    incarnation: str
+
+    @classmethod
+    def create(cls, config: DeploymentConfig, threads: int, replicas: int) -> ReplicaRuntime:
+        """Fixes the thread count of this process and picks its device."""
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(replicas, 1)))
+        torch.set_grad_enabled(False)
+        mode = ComputeMode(config.engine.tile_rows if config.engine.deterministic else None)
+        return cls(
+            config,
+            torch.device(config.device),
+            mode,
+            host=ray.util.get_node_ip_address(),
+            incarnation=uuid.uuid4().hex,
+        )
+
+    def member(
+        self, role: Role, replica_id: str, stream_address: str = "", store_address: str = ""
+    ) -> MemberInfo:
+        """How this replica introduces itself to the coordinator."""
+        return MemberInfo(
+            incarnation=self.incarnation,
+            role=role,
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            device=self._device_name(),
+            stream_address=stream_address,
+            store_address=store_address,
+            replica_id=replica_id,
+        )
+
+    def communicator(self, generation: Generation, abandoned: Callable[[], str | None]) -> Communicator:
+        """Meets the other members of a generation."""
+        names = member_names(generation)
+        return build_communicator(
+            generation=generation.number,
+            rank=generation.rank_of(self.incarnation),
+            members=names,
+            store_address=generation.store_address,
+            host=self.host,
+            device=self.device,
+            exclusive_device=len({m.device + m.node for m in generation.members}) == len(names),
+            prepare_s=self.config.failure.prepare_s,
+            collective_s=self.config.failure.collective_s,
+            abandoned=abandoned,
+        )
+
+    def _device_name(self) -> str:
+        if self.device.type != "cuda":
+            return self.device.type
+        properties = torch.cuda.get_device_properties(self.device)
+        return f"cuda:{properties.name}:{properties.uuid}"
+
+
+def weights_dtype(config: DeploymentConfig, spec: ModelSpec) -> torch.dtype:
+    """The precision of weights and of rows on their way."""
+    return DTYPES[spec.dtype if config.model.dtype == "auto" else config.model.dtype]
+
+
+def row_format(spec: ModelSpec, dtype: torch.dtype) -> RowFormat:
+    """How this model's rows travel."""
+    moe = spec.moe_layers[0].ffn
+    assert isinstance(moe, MoeSpec)
+    return RowFormat(spec.hidden_size, moe.gate.top_k, dtype)
+
+
+def rank_layout(generation: Generation) -> RankLayout:
+    """The generation as the exchange sees it."""
+    return RankLayout(
+        generation=generation.number,
+        n_routers=generation.n_routers,
+        slots=generation.placement.layers,
+        members=tuple(member_names(generation)),
+    )
+
+
+def member_names(generation: Generation) -> list[str]:
+    """Names for error messages, in rank order."""
+    return [
+        f"{member.role.value} rank {rank} (pid {member.pid} on node {member.node[:8]})"
+        for rank, member in enumerate(generation.members)
+    ]
+
+
+class GenerationEvents(Generic[LinkT]):
+    """The coordinator's messages, handed to the follower of the engine thread.
+
+    Implements `cluster.member.MemberEvents`; the gateway's messages do not concern it.
+    """
+
+    def __init__(
+        self, follower: GenerationFollower[LinkT], prepare: Prepare[LinkT], exit_process: Callable[[], None]
+    ) -> None:
+        self._follower = follower
+        self._prepare = prepare
+        self._exit_process = exit_process
+
+    def on_prepare(self, generation: Generation) -> None:
+        """Prepares in the background."""
+        self._follower.on_prepare(generation.number, lambda abandoned: self._prepare(generation, abandoned))
+
+    def on_live(self, number: int) -> None:
+        """The generation is live, parked."""
+        self._follower.on_live(number)
+
+    def on_abandon(self, number: int, reason: str) -> None:
+        """Leaves the generation."""
+        self._follower.on_abandon(number, reason)
+
+    def on_wake(self, number: int, epoch: int) -> None:
+        """Enters the epoch."""
+        self._follower.on_wake(number, epoch)
+
+    def on_excluded(self, reason: str) -> None:
+        """This process is out for good: another may already stand in its place."""
+        logger.error("excluded by the coordinator: %s", reason)
+        self._exit_process()
+
+    def on_topology(self, update: Any) -> None:
+        """For gateways."""
+
+    def on_drain(self) -> None:
+        """For gateways."""
