@@ -1,0 +1,106 @@
+"""From logits to tokens: a pure function of a step's batch, so that the step can run again.
+
+Shape suffixes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from expertmesh.engine.batch import SampledToken, SequenceResult, StepBatch, StepResult
+from expertmesh.engine.sampling.choice import choose
+from expertmesh.engine.sampling.penalties import penalise
+from expertmesh.engine.sampling.scores import score
+
+MAX_PROMPT_ROWS = 256
+MAX_PROMPT_LOGITS = 1 << 25
+"""Logits held at once for scoring prompts: rows times vocabulary."""
+
+
+class Sampler:
+    """Draws next tokens and scores prompts. Holds no state between steps."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._slice_rows = max(1, min(MAX_PROMPT_ROWS, MAX_PROMPT_LOGITS // vocab_size))
+
+    def __call__(self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]) -> StepResult:
+        """The outcome of a step.
+
+        `logits_of` gives fp32 logits [N, V] for rows of the step's flattened tokens; it is called
+        once for all rows that a token is drawn from, and for prompt scores in slices.
+        """
+        sampled = self._sample(batch, logits_of)
+        scored = self._score_prompts(batch, logits_of)
+        return StepResult(
+            tuple(SequenceResult(sampled.get(i), scored.get(i, ())) for i in range(len(batch.sequences)))
+        )
+
+    def _logits(self, logits_of: Callable[[list[int]], Tensor], rows: list[int]) -> Tensor:
+        logits_NV = logits_of(rows)
+        if logits_NV.shape != (len(rows), self._vocab_size) or logits_NV.dtype != torch.float32:
+            raise ValueError(
+                f"the model's head gave {logits_NV.dtype} logits of shape {tuple(logits_NV.shape)}; "
+                f"expected fp32 [{len(rows)}, {self._vocab_size}]"
+            )
+        return logits_NV
+
+    def _sample(
+        self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]
+    ) -> dict[int, SampledToken]:
+        """The next token of each sequence that draws one, by its index in the batch."""
+        indices, rows, end = [], [], 0
+        for index, sequence in enumerate(batch.sequences):
+            end += sequence.n_tokens
+            if sequence.samples:
+                indices.append(index)
+                rows.append(end - 1)
+        if not rows:
+            return {}
+        sequences = [batch.sequences[i] for i in indices]
+        logits_NV = self._logits(logits_of, rows)
+        token_ids: list[int] = choose(penalise(logits_NV, sequences), sequences).tolist()
+        tokens = [SampledToken(token_id) for token_id in token_ids]
+        asked = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+        if asked:
+            if len(asked) < len(rows):
+                logits_NV = logits_NV[torch.tensor(asked, device=self._device)]
+            counts = [sequences[i].params.logprobs or 0 for i in asked]
+            for i, token in zip(
+                asked, score(logits_NV, [token_ids[i] for i in asked], counts), strict=True
+            ):
+                tokens[i] = token
+        return dict(zip(indices, tokens, strict=True))
+
+    def _score_prompts(
+        self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]
+    ) -> dict[int, tuple[SampledToken, ...]]:
+        """The scores of each sequence's prompt targets, by its index in the batch."""
+        rows: list[int] = []
+        targets: list[int] = []
+        counts: list[int] = []
+        start = 0
+        for sequence in batch.sequences:
+            n = len(sequence.prompt_targets)
+            rows.extend(range(start, start + n))
+            targets.extend(sequence.prompt_targets)
+            counts.extend([sequence.params.prompt_logprobs or 0] * n)
+            start += sequence.n_tokens
+        if not rows:
+            return {}
+        scores: list[SampledToken] = []
+        for at in range(0, len(rows), self._slice_rows):
+            part = slice(at, at + self._slice_rows)
+            scores.extend(score(self._logits(logits_of, rows[part]), targets[part], counts[part]))
+        scored: dict[int, tuple[SampledToken, ...]] = {}
+        at = 0
+        for index, sequence in enumerate(batch.sequences):
+            n = len(sequence.prompt_targets)
+            if n:
+                scored[index] = tuple(scores[at : at + n])
+                at += n
+        return scored
