@@ -35,6 +35,10 @@ class MlaSpec:
     v_dim: int
     softmax_scale: float
     """With YaRN's mscale squared in it."""
+    latent_norm_eps: float = 1e-6
+    """Of the norms on the query and key-value latents."""
+    bias: bool = False
+    """On the projections from and to the hidden state (not on those from the latents)."""
 
     @property
     def cache_dim(self) -> int:

@@ -1,0 +1,128 @@
+"""A Hugging Face checkpoint directory: opened by config and headers, checked whole, read tensor by tensor.
+
+No torch here, so that a checkpoint can be checked before anything is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from expertmesh.models.config import ConfigFile
+from expertmesh.models.errors import CheckpointError
+from expertmesh.models.names import TensorNames, TensorRef, expected_tensors
+from expertmesh.models.registry import find_architecture
+from expertmesh.models.shards import StoredTensor, find_tensors
+from expertmesh.models.spec import ModelSpec
+
+_FLOAT_DTYPES: dict[str, Literal["fp32", "bf16"]] = {"F32": "fp32", "BF16": "bf16", "F16": "fp32"}
+"""What weights are computed in by default. Half precision becomes fp32, which holds it exactly."""
+
+
+class Checkpoint:
+    """An opened checkpoint whose names and shapes are known to fit its config."""
+
+    def __init__(
+        self, directory: Path, spec: ModelSpec, names: TensorNames, tensors: dict[str, StoredTensor]
+    ) -> None:
+        self.directory = directory
+        self.spec = spec
+        self.names = names
+        self.bytes_read = 0
+        """Of tensor data, by this object, so far."""
+        self._tensors = tensors
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Reads the config and the files' headers and checks every name, shape and dtype.
+
+        Raises:
+            CheckpointError: the first thing that is wrong; names the file and the tensor or key.
+        """
+        if not directory.is_dir():
+            raise CheckpointError(directory, "no such checkpoint directory")
+        config = ConfigFile.read(directory / "config.json")
+        architecture = find_architecture(config)
+        if config.has("quantization_config"):
+            raise config.error("quantization_config", "quantised checkpoints are not supported")
+        spec = architecture.parse(config)
+        names = architecture.names(spec)
+        tensors = find_tensors(directory)
+        _check_tensors(directory, spec, names, tensors)
+        spec = dataclasses.replace(
+            spec,
+            dtype=_FLOAT_DTYPES[tensors[names.embedding().name].dtype],
+            eos_token_ids=_eos_token_ids(directory, spec),
+        )
+        return cls(directory, spec, names, tensors)
+
+    def stored(self, ref: TensorRef) -> StoredTensor:
+        """Where and how a tensor is stored."""
+        return self._tensors[ref.name]
+
+    def read_bytes(self, ref: TensorRef, buffer: memoryview) -> None:
+        """Reads one tensor's data, as stored, straight into a buffer of exactly its size.
+
+        Plain reads, not a memory map: mapped pages would count as this process's memory.
+
+        Raises:
+            CheckpointError: the file cannot be read, or ends too early.
+        """
+        tensor = self._tensors[ref.name]
+        if buffer.nbytes != tensor.n_bytes:
+            raise ValueError(f"{ref.name} has {tensor.n_bytes} bytes, the buffer {buffer.nbytes}")
+        rest = buffer.cast("B") if buffer.nbytes else buffer
+        try:
+            with tensor.file.open("rb", buffering=0) as stream:
+                stream.seek(tensor.offset_bytes)
+                while rest.nbytes:
+                    n_bytes = stream.readinto(rest)
+                    if not n_bytes:
+                        raise CheckpointError(tensor.file, "the file ends early", f"tensor {ref.name!r}")
+                    rest = rest[n_bytes:]
+        except OSError as error:
+            problem = f"the file cannot be read: {error.strerror}"
+            raise CheckpointError(tensor.file, problem, f"tensor {ref.name!r}") from None
+        self.bytes_read += tensor.n_bytes
+
+
+def check_checkpoint(directory: Path) -> ModelSpec:
+    """What the checkpoint holds, once every tensor that serving needs is there in its right shape.
+
+    Reads the config and the headers of the weight files, no weights.
+
+    Raises:
+        CheckpointError: the first thing that is wrong; names the file and the tensor or key.
+    """
+    return Checkpoint.open(directory).spec
+
+
+def _check_tensors(
+    directory: Path, spec: ModelSpec, names: TensorNames, tensors: dict[str, StoredTensor]
+) -> None:
+    expected: set[str] = set()
+    for ref in expected_tensors(names, spec):
+        expected.add(ref.name)
+        tensor = tensors.get(ref.name)
+        if tensor is None:
+            raise CheckpointError(
+                directory, "the tensor is missing from the weights", f"tensor {ref.name!r}"
+            )
+        if tensor.dtype not in _FLOAT_DTYPES:
+            problem = f"stored as {tensor.dtype}; supported: {', '.join(_FLOAT_DTYPES)} (not quantised)"
+            raise CheckpointError(tensor.file, problem, f"tensor {ref.name!r}")
+        if tensor.shape != ref.shape:
+            problem = f"shape {list(tensor.shape)}, but config.json asks for {list(ref.shape)}"
+            raise CheckpointError(tensor.file, problem, f"tensor {ref.name!r}")
+    for name, tensor in tensors.items():
+        if name not in expected and not names.is_ignored(name):
+            problem = f"{spec.architecture} with this config.json has no such tensor"
+            raise CheckpointError(tensor.file, problem, f"tensor {name!r}")
+
+
+def _eos_token_ids(directory: Path, spec: ModelSpec) -> tuple[int, ...]:
+    """The config's, then those that generation_config.json adds (chat models end turns with another)."""
+    file = directory / "generation_config.json"
+    more = ConfigFile.read(file).integers("eos_token_id") if file.is_file() else ()
+    return tuple(dict.fromkeys((*spec.eos_token_ids, *more)))

@@ -1,0 +1,1 @@
+"""The shared parts that architectures are composed of: attention, feed-forward kinds, rotary tables."""

@@ -1,0 +1,49 @@
+"""SwiGLU feed-forward networks: the dense layers' and the shared experts'.
+
+Shape suffixes: T tokens, D hidden size, F hidden features of the network, G = 2F (gate, then up).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from expertmesh.kernels.activation import swiglu
+from expertmesh.kernels.linear import Linear
+from expertmesh.kernels.mode import ComputeMode
+from expertmesh.models.loader import TensorLoader
+from expertmesh.models.names import SwigluTensors
+from expertmesh.models.parts.step import Step
+
+
+class SwigluNetwork:
+    """down(silu(gate(x)) * up(x)), gate and up as one product."""
+
+    def __init__(self, gate_up_GD: Tensor, down_DF: Tensor, mode: ComputeMode) -> None:
+        self._gate_up = Linear(gate_up_GD, None, mode)
+        self._down = Linear(down_DF, None, mode)
+
+    @classmethod
+    def load(cls, loader: TensorLoader, tensors: SwigluTensors, mode: ComputeMode) -> SwigluNetwork:
+        """Reads the network's tensors."""
+        n_features, hidden = tensors.gate.shape
+        gate_up_GD = loader.empty(2 * n_features, hidden)
+        loader.read_into(tensors.gate, gate_up_GD[:n_features])
+        loader.read_into(tensors.up, gate_up_GD[n_features:])
+        return cls(gate_up_GD, loader.read(tensors.down), mode)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """y [T, D] of x's dtype."""
+        return self._down(swiglu(self._gate_up(x_TD)))
+
+
+class DenseFfn:
+    """A dense layer's feed-forward part."""
+
+    def __init__(self, network: SwigluNetwork) -> None:
+        self._network = network
+
+    def __call__(self, x_TD: Tensor, step: Step) -> Tensor:
+        """What the layer adds to the residual stream, [T, D]."""
+        y_TD = self._network(x_TD)
+        step.mark("dense")
+        return y_TD

@@ -1,0 +1,144 @@
+"""Multi-head latent attention in its absorbed form (arXiv:2405.04434, section 2.1).
+
+The cache keeps one compressed latent and one rotary key a token. The projections from the latent
+to each head's keys and values are applied to the queries and to the attention output instead.
+
+Shape suffixes: T tokens with padding, N tokens without, D hidden size, H heads, Q query latent,
+C key-value latent, R rotary features, P features without position, V value features, A = C + R
+(a cache entry), B rows of a product that are written one after the other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expertmesh.kernels.attention import mla_paged_attention
+from expertmesh.kernels.linear import Linear, head_product
+from expertmesh.kernels.mode import ComputeMode
+from expertmesh.kernels.norm import rms_norm
+from expertmesh.kernels.rope import apply_rope
+from expertmesh.models.loader import TensorLoader
+from expertmesh.models.names import LinearTensors, MlaTensors
+from expertmesh.models.parts.step import Step
+from expertmesh.models.spec import MlaSpec
+
+
+class LatentAttention:
+    """One layer's attention."""
+
+    def __init__(
+        self,
+        spec: MlaSpec,
+        mode: ComputeMode,
+        *,
+        layer: int,
+        interleaved_rope: bool,
+        first: Linear,
+        q_norm_Q: Tensor | None,
+        q: Linear | None,
+        kv_norm_C: Tensor,
+        w_uk_HPC: Tensor,
+        w_uv_HCV: Tensor,
+        o: Linear,
+    ) -> None:
+        self._spec = spec
+        self._mode = mode
+        self._layer = layer
+        self._interleaved_rope = interleaved_rope
+        self._first = first
+        """Hidden state to query latent (or queries) and cache entry, as one product."""
+        self._q_norm_Q = q_norm_Q
+        self._q = q
+        self._kv_norm_C = kv_norm_C
+        self._w_uk_HPC = w_uk_HPC
+        self._w_uv_HCV = w_uv_HCV
+        self._o = o
+
+    @classmethod
+    def load(
+        cls,
+        loader: TensorLoader,
+        tensors: MlaTensors,
+        spec: MlaSpec,
+        mode: ComputeMode,
+        *,
+        layer: int,
+        interleaved_rope: bool,
+    ) -> LatentAttention:
+        """Reads the layer's attention tensors."""
+        w_uk_HPC, w_uv_HCV = _load_up_projections(loader, tensors, spec)
+        return cls(
+            spec,
+            mode,
+            layer=layer,
+            interleaved_rope=interleaved_rope,
+            first=_load_linear(loader, (tensors.q_a or tensors.q, tensors.kv_a), mode),
+            q_norm_Q=None if tensors.q_a_norm is None else loader.read(tensors.q_a_norm),
+            q=None if tensors.q_a is None else _load_linear(loader, (tensors.q,), mode),
+            kv_norm_C=loader.read(tensors.kv_a_norm),
+            w_uk_HPC=w_uk_HPC,
+            w_uv_HCV=w_uv_HCV,
+            o=_load_linear(loader, (tensors.o,), mode),
+        )
+
+    def __call__(self, x_TD: Tensor, step: Step) -> Tensor:
+        """What the layer adds to the residual stream, [T, D]; writes the tokens' cache entries."""
+        spec, batch = self._spec, step.batch
+        first_TB = self._first(x_TD)
+        q_TQ, entry_TA = first_TB.split((first_TB.shape[1] - spec.cache_dim, spec.cache_dim), dim=1)
+        step.cache.write(self._layer, self._entries(entry_TA, step)[: batch.n_tokens], batch.slots_T)
+        latent_THC = mla_paged_attention(
+            self._queries(q_TQ, step),
+            step.cache.layers[self._layer],
+            query_lens=batch.query_lens,
+            context_lens=batch.context_lens,
+            block_tables_SB=batch.block_tables_SB,
+            value_dim=spec.kv_lora_rank,
+            softmax_scale=spec.softmax_scale,
+            mode=self._mode,
+        )
+        heads_THV = head_product(latent_THC, self._w_uv_HCV, self._mode)
+        return self._o(heads_THV.reshape(x_TD.shape[0], -1))
+
+    def _entries(self, entry_TA: Tensor, step: Step) -> Tensor:
+        """Cache entries [T, A]: the latent normed, the rotary key turned."""
+        latent_TC, key_TR = entry_TA.split((self._spec.kv_lora_rank, self._spec.rope_dim), dim=1)
+        key_T1R = apply_rope(key_TR.unsqueeze(1), step.cos_TR2, step.sin_TR2, self._interleaved_rope)
+        normed_TC = rms_norm(latent_TC, self._kv_norm_C, self._spec.latent_norm_eps)
+        return torch.cat((normed_TC, key_T1R.squeeze(1)), dim=1)
+
+    def _queries(self, q_TQ: Tensor, step: Step) -> Tensor:
+        """Queries in the space of the cache entries, [T, H, A]."""
+        spec = self._spec
+        if self._q is not None and self._q_norm_Q is not None:
+            q_TQ = self._q(rms_norm(q_TQ, self._q_norm_Q, spec.latent_norm_eps))
+        q_THB = q_TQ.reshape(-1, spec.n_heads, spec.nope_dim + spec.rope_dim)
+        q_THP, q_THR = q_THB.split((spec.nope_dim, spec.rope_dim), dim=2)
+        turned_THR = apply_rope(q_THR, step.cos_TR2, step.sin_TR2, self._interleaved_rope)
+        return torch.cat((head_product(q_THP, self._w_uk_HPC, self._mode), turned_THR), dim=2)
+
+
+def _load_linear(loader: TensorLoader, parts: tuple[LinearTensors, ...], mode: ComputeMode) -> Linear:
+    """Projections of one input as a single product, their outputs one behind the other."""
+    rows = [part.weight.shape[0] for part in parts]
+    weight_BD = loader.empty(sum(rows), parts[0].weight.shape[1])
+    for part, weight in zip(parts, weight_BD.split(rows), strict=True):
+        loader.read_into(part.weight, weight)
+    if all(part.bias is None for part in parts):
+        return Linear(weight_BD, None, mode)
+    bias_B = loader.empty(sum(rows))
+    for part, bias in zip(parts, bias_B.split(rows), strict=True):
+        if part.bias is None:
+            bias.zero_()
+        else:
+            loader.read_into(part.bias, bias)
+    return Linear(weight_BD, bias_B, mode)
+
+
+def _load_up_projections(loader: TensorLoader, tensors: MlaTensors, spec: MlaSpec) -> tuple[Tensor, Tensor]:
+    """`kv_b_proj` split by heads into what makes keys [H, P, C] and what makes values [H, C, V]."""
+    kv_b = loader.read(tensors.kv_b)
+    by_head = kv_b.view(spec.n_heads, spec.nope_dim + spec.v_dim, spec.kv_lora_rank)
+    w_uk_HPC, w_uv_HVC = by_head.split((spec.nope_dim, spec.v_dim), dim=1)
+    return w_uk_HPC.contiguous(), w_uv_HVC.transpose(1, 2).contiguous()

@@ -1,0 +1,26 @@
+"""The architectures that can be served, by the name in a config's `architectures`. No torch here."""
+
+from __future__ import annotations
+
+from expertmesh.models.architectures.base import Architecture
+from expertmesh.models.architectures.deepseek_v2 import DEEPSEEK_V2
+from expertmesh.models.architectures.deepseek_v3 import DEEPSEEK_V3
+from expertmesh.models.config import ConfigFile
+
+ARCHITECTURES: dict[str, Architecture] = {entry.name: entry for entry in (DEEPSEEK_V2, DEEPSEEK_V3)}
+
+
+def find_architecture(config: ConfigFile) -> Architecture:
+    """The architecture that a config names.
+
+    Raises:
+        CheckpointError: it names none that is supported; the message lists those that are.
+    """
+    named = config.strings("architectures")
+    for name in named:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    supported = ", ".join(ARCHITECTURES)
+    raise config.error(
+        "architectures", f"{', '.join(named) or 'none'} is not supported; supported: {supported}"
+    )
