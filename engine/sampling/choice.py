@@ -21,6 +21,8 @@ from expertmesh.kernels.noise import exponential, seeds_tensor
 _MIN_TEMPERATURE = 1e-5
 _MASS_ONE = 1 << 40
 """Probability 1 as an integer."""
+_CHUNK_LOGITS = 1 << 18
+"""Logits that one pass works on, so that its many temporaries stay in a core's cache."""
 
 
 def choose(logits_NV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
@@ -32,11 +34,21 @@ def choose(logits_NV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
     if not drawn:
         return logits_NV.argmax(dim=-1)
     if len(drawn) == len(sequences):
-        return _draw(logits_NV, sequences)
+        return _draw_in_chunks(logits_NV, sequences)
     rows_M = torch.tensor(drawn, device=logits_NV.device)
     chosen_N = logits_NV.argmax(dim=-1)
-    chosen_N[rows_M] = _draw(logits_NV[rows_M], [sequences[i] for i in drawn])
+    chosen_N[rows_M] = _draw_in_chunks(logits_NV[rows_M], [sequences[i] for i in drawn])
     return chosen_N
+
+
+def _draw_in_chunks(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
+    n_rows = len(sequences) if logits_MV.is_cuda else max(1, _CHUNK_LOGITS // logits_MV.shape[1])
+    return torch.cat(
+        [
+            _draw(logits_MV[at : at + n_rows], sequences[at : at + n_rows])
+            for at in range(0, len(sequences), n_rows)
+        ]
+    )
 
 
 def _draw(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
