@@ -146,6 +146,11 @@ class Decoder:
         )
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+        return self._embedding_VD.dtype
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of cache that one token takes over all layers."""
         return cache_bytes_per_token(self.spec, self._embedding_VD.dtype)

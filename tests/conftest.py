@@ -1,0 +1,32 @@
+"""Checkpoints for tests, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import Kind
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Path]:
+    """`tiny_checkpoint(kind)`: the folder of a tiny random fp32 checkpoint. Not to be written to."""
+    from tiny_checkpoints import make_tiny_checkpoint
+
+    made: dict[Kind, Path] = {}
+
+    def make(kind: Kind) -> Path:
+        if kind not in made:
+            made[kind] = make_tiny_checkpoint(kind, tmp_path_factory.mktemp(f"tiny-{kind}"))
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The folder of the demo checkpoint."""
+    return REPOSITORY / "configs" / "demo"

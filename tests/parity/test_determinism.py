@@ -1,0 +1,77 @@
+"""Deterministic mode on a whole model: a token's logits depend only on the tokens before it, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from paged_sequences import PagedSequences
+from tiny_checkpoints import VOCAB, Kind
+from torch import Tensor
+
+from expertmesh.kernels.mode import ComputeMode
+
+LENGTH = 43
+N_OTHERS = 31
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(kind, dtype) for kind in ("v2-lite", "v3") for dtype in (torch.float32, torch.bfloat16)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
+def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[Kind], Path]) -> PagedSequences:
+    kind, dtype = request.param
+    mode = ComputeMode(tile_rows=8, tile_keys=16)
+    return PagedSequences(tiny_checkpoint(kind), dtype=dtype, mode=mode, n_blocks=1400)
+
+
+@pytest.fixture
+def model(loaded: PagedSequences) -> PagedSequences:
+    loaded.reset()
+    return loaded
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(VOCAB) for _ in range(length)]
+
+
+def in_chunks(model: PagedSequences, ids: list[int], chunk_tokens: int, n_others: int = 0) -> Tensor:
+    """Logits [T, V] of a sequence in equal chunks; other sequences are at various points meanwhile."""
+    model.reset()
+    draw = random.Random(chunk_tokens)
+    parts = []
+    for start in range(0, len(ids), chunk_tokens):
+        batch = {f"o{i}": prompt(draw.randint(1, 3), seed=draw.randrange(1000)) for i in range(n_others)}
+        batch["a"] = ids[start : start + chunk_tokens]
+        names = list(batch)
+        draw.shuffle(names)
+        parts.append(model.step({name: batch[name] for name in names})["a"])
+    return torch.cat(parts)
+
+
+def test_chunks_and_batches_change_no_bit(model: PagedSequences) -> None:
+    ids = prompt(LENGTH, seed=5)
+    whole_TV = in_chunks(model, ids, LENGTH)
+    for chunk_tokens in (1, 3, 7):
+        assert torch.equal(in_chunks(model, ids, chunk_tokens), whole_TV), f"chunks of {chunk_tokens}"
+    assert torch.equal(in_chunks(model, ids, LENGTH, N_OTHERS), whole_TV), "whole, in a batch of 32"
+    for chunk_tokens in (1, 7):
+        mixed_TV = in_chunks(model, ids, chunk_tokens, N_OTHERS)
+        assert torch.equal(mixed_TV, whole_TV), f"chunks of {chunk_tokens} in a batch of 32"
+
+
+def test_the_fast_mode_gives_the_same_answer_within_rounding(
+    model: PagedSequences, tiny_checkpoint: Callable[[Kind], Path]
+) -> None:
+    dtype = model.decoder.dtype
+    if dtype == torch.bfloat16:
+        pytest.skip("rounding flips expert choices of random models in bf16")
+    ids = prompt(LENGTH, seed=6)
+    kind: Kind = "v2-lite" if model.decoder.spec.architecture.startswith("DeepseekV2") else "v3"
+    fast_TV = PagedSequences(tiny_checkpoint(kind)).step({"a": ids})["a"]
+    torch.testing.assert_close(in_chunks(model, ids, LENGTH), fast_TV, atol=1e-4, rtol=0)

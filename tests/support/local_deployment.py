@@ -1,0 +1,405 @@
+"""A whole deployment in one process, without Ray: engine threads, gloo groups, and a director that
+plays the coordinator and can abandon a generation after any collective."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expertmesh.engine.batch import StepBatch, StepResult
+from expertmesh.engine.block_manager import BlockManager
+from expertmesh.engine.budget import StepBudget
+from expertmesh.engine.counting import RoutingCounter
+from expertmesh.engine.engine import RouterEngine
+from expertmesh.engine.exchange.fused import FusedExchange
+from expertmesh.engine.exchange.group import Communicator, PendingExchange, Store, build_communicator
+from expertmesh.engine.exchange.host import HostExchange
+from expertmesh.engine.exchange.layout import RankLayout
+from expertmesh.engine.exchange.rows import RowFormat
+from expertmesh.engine.exchange.sharded import ShardedExchange
+from expertmesh.engine.expert_loop import ExpertLoop
+from expertmesh.engine.follower import GenerationFollower
+from expertmesh.engine.link import FusedLink, HostLink, ShardedLink
+from expertmesh.engine.profile import PartTimer
+from expertmesh.engine.request import Request, RequestKey, RouterLoad, SequenceNews
+from expertmesh.engine.runner import Runner
+from expertmesh.engine.sampler import Sampler
+from expertmesh.engine.scheduler import Scheduler
+from expertmesh.kernels.mode import ComputeMode
+from expertmesh.models.checkpoint import Checkpoint
+from expertmesh.models.decoder import Decoder
+from expertmesh.models.experts import ExpertBank, all_experts
+
+LOOPBACK = "127.0.0.1"
+CPU = torch.device("cpu")
+DEADLINE_S = 60.0
+
+AbortPlan = Callable[[int], int | None]
+"""Generation number to the collective of router 0 after which it is abandoned; None: never."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a test varies."""
+
+    checkpoint: Path
+    n_routers: int = 1
+    n_hosts: int = 2
+    dtype: torch.dtype = torch.float32
+    tile_rows: int | None = None
+    block_tokens: int = 4
+    n_blocks: int = 256
+    max_step_tokens: int = 64
+    max_running: int = 32
+    step_budget_ms: float = 1e6
+
+
+class AbortingCommunicator(Communicator):
+    """Counts completed collectives and tells the director after each."""
+
+    after_collective: Callable[[int], None] | None = None
+    n_collectives = 0
+
+    def all_gather(self, values: Sequence[int]) -> list[list[int]]:
+        rows = super().all_gather(values)
+        self._count()
+        return rows
+
+    def all_to_all(self, *args: Any) -> PendingExchange:
+        pending = super().all_to_all(*args)
+
+        def finish() -> Tensor:
+            received = pending.wait()
+            self._count()
+            return received
+
+        return PendingExchange(finish, torch.empty(0))
+
+    def _count(self) -> None:
+        self.n_collectives += 1
+        if self.after_collective is not None:
+            self.after_collective(self.n_collectives)
+        self._raise_if_abandoned()
+
+
+class RecordingSampler(Sampler):
+    """Keeps the logits that every token was drawn from."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size, CPU)
+        self.logits: dict[tuple[str, int], Tensor] = {}
+
+    def __call__(self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]) -> StepResult:
+        def recorded(rows: list[int]) -> Tensor:
+            logits_NV = logits_of(rows)
+            places = {}
+            row = 0
+            for sequence in batch.sequences:
+                for offset in range(sequence.n_tokens):
+                    places[row] = (sequence.key.request_id, sequence.n_context + offset)
+                    row += 1
+            for row, logits_V in zip(rows, logits_NV, strict=True):
+                self.logits[places[row]] = logits_V.clone()
+            return logits_NV
+
+        return super().__call__(batch, recorded)
+
+
+@dataclass
+class Finished:
+    """What a request has brought so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    prompt_logprobs: list[Any] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str = ""
+
+
+class LocalDeployment:
+    """Routers and hosts as threads; `run` gives requests to routers and waits for their ends."""
+
+    def __init__(self, settings: Settings, abort_plan: AbortPlan = lambda generation: None) -> None:
+        self.settings = settings
+        self._abort_plan = abort_plan
+        self._checkpoint = Checkpoint.open(settings.checkpoint)
+        self._spec = self._checkpoint.spec
+        self._store = Store(LOOPBACK)
+        self._changed = threading.Condition()
+        self._director = threading.Thread(target=self._direct, daemon=True)
+        self._stopping = False
+        self._number = 0
+        self._answers: dict[str, set[int]] = {"prepared": set(), "abandoned": set()}
+        self._accused = False
+        self._failures: list[str] = []
+        self._epoch = 0
+        self._finished: dict[RequestKey, Finished] = {}
+        self.routers = [_LocalRouter(self, rank) for rank in range(settings.n_routers)]
+        self.hosts = [_LocalHost(self, settings.n_routers + h) for h in range(settings.n_hosts)]
+        self._members: list[Any] = [*self.routers, *self.hosts]
+
+    # ------------------------------------------------------------ for tests
+
+    def __enter__(self) -> LocalDeployment:
+        for member in self._members:
+            member.start()
+        self._director.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._director.join(10)
+        for member in self._members:
+            member.stop()
+
+    @property
+    def generation(self) -> int:
+        """The number of the last generation formed."""
+        return self._number
+
+    def run(
+        self, requests: Sequence[Request], router: Callable[[int], int] = lambda i: 0
+    ) -> list[Finished]:
+        """Submits all requests (`router(i)` is the router of the i-th) and waits for their ends."""
+        for request in requests:
+            self._finished[request.key] = Finished()
+        for index, request in enumerate(requests):
+            self.routers[router(index)].engine.submit(request)
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: all(self._finished[r.key].finish_reason for r in requests), DEADLINE_S
+            )
+        for member in self._members:
+            member.check()
+        assert done, f"not finished within {DEADLINE_S} s: {self._failures}"
+        return [self._finished[r.key] for r in requests]
+
+    def sink(self, news: Sequence[SequenceNews], _load: RouterLoad) -> None:
+        with self._changed:
+            for item in news:
+                finished = self._finished[item.key]
+                assert item.index == len(finished.token_ids), "tokens come in order, once"
+                finished.token_ids.extend(item.token_ids)
+                finished.logprobs.extend(item.logprobs)
+                finished.prompt_logprobs.extend(item.prompt_logprobs)
+                finished.finish_reason = item.finish_reason
+                finished.error = item.error
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ the director
+
+    def tell(self, what: str, rank: int, number: int) -> None:
+        with self._changed:
+            if number == self._number:
+                self._answers[what].add(rank)
+                self._changed.notify_all()
+
+    def wake(self, number: int, epoch: int) -> None:
+        with self._changed:
+            if number != self._number or epoch <= self._epoch:
+                return
+            self._epoch = epoch
+        for member in self._members:
+            member.follower.on_wake(number, epoch)
+
+    def accuse(self, number: int, reason: str) -> None:
+        with self._changed:
+            if number == self._number:
+                self._accused = True
+                self._failures.append(reason)
+                self._changed.notify_all()
+
+    def _direct(self) -> None:
+        while not self._stopping:
+            self._number += 1
+            self._epoch = 0
+            for answers in self._answers.values():
+                answers.clear()
+            self._accused = False
+            for member in self._members:
+                member.follower.on_prepare(self._number, member.build(self._number))
+            if self._all("prepared"):
+                for member in self._members:
+                    member.follower.on_live(self._number)
+            with self._changed:
+                self._changed.wait_for(lambda: self._accused or self._stopping)
+            for member in self._members:
+                member.follower.on_abandon(self._number, "the test says so")
+            self._all("abandoned")
+
+    def _all(self, what: str) -> bool:
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self._answers[what]) == len(self._members) or self._stopping, DEADLINE_S
+            )
+
+    # ------------------------------------------------------------ what members build
+
+    @property
+    def mode(self) -> ComputeMode:
+        return ComputeMode(self.settings.tile_rows)
+
+    def layout(self, number: int) -> RankLayout:
+        """Placements differ from generation to generation: host h holds every n-th expert."""
+        n_hosts = self.settings.n_hosts
+        order = list(range(self._spec.n_experts))
+        order = order[number % 3 :] + order[: number % 3]
+        slots = tuple(tuple(order[h::n_hosts]) for h in range(n_hosts))
+        names = [f"member {rank}" for rank in range(self.settings.n_routers + n_hosts)]
+        return RankLayout(
+            number, self.settings.n_routers, (slots,) * len(self._spec.moe_layers), tuple(names)
+        )
+
+    def communicator(self, number: int, rank: int, abandoned: Callable[[], str | None]) -> Communicator:
+        built = build_communicator(
+            generation=number,
+            rank=rank,
+            members=self.layout(number).members,
+            store_address=self._store.address,
+            host=LOOPBACK,
+            device=CPU,
+            exclusive_device=True,
+            prepare_s=DEADLINE_S,
+            collective_s=DEADLINE_S,
+            abandoned=abandoned,
+        )
+        built.__class__ = AbortingCommunicator
+        assert isinstance(built, AbortingCommunicator)
+        abort_after = self._abort_plan(number)
+        if rank == 0 and abort_after is not None:
+
+            def after_collective(n_collectives: int) -> None:
+                if n_collectives >= abort_after:
+                    built.abandon(f"aborted after collective {n_collectives}")
+
+            built.after_collective = after_collective
+        return built
+
+    @property
+    def rows(self) -> RowFormat:
+        top_k = self._spec.moe_layers[0].ffn.gate.top_k  # type: ignore[union-attr]
+        return RowFormat(self._spec.hidden_size, top_k, self.settings.dtype)
+
+    def bank(self, slots: Sequence[Sequence[int]]) -> ExpertBank:
+        return ExpertBank.load(
+            self._checkpoint, self._spec, slots, mode=self.mode, dtype=self.settings.dtype, device=CPU
+        )
+
+    def decoder(self) -> Decoder:
+        return Decoder.load(
+            self._checkpoint,
+            self._spec,
+            mode=self.mode,
+            dtype=self.settings.dtype,
+            device=CPU,
+            max_tokens=self._spec.max_position_tokens,
+        )
+
+
+class _Reports:
+    """A member's voice to the director."""
+
+    def __init__(self, deployment: LocalDeployment, rank: int) -> None:
+        self._deployment = deployment
+        self._rank = rank
+
+    def prepared(self, generation: int) -> None:
+        self._deployment.tell("prepared", self._rank, generation)
+
+    def prepare_failed(self, generation: int, reason: str) -> None:
+        self._deployment.accuse(generation, reason)
+
+    def abandoned(self, generation: int) -> None:
+        self._deployment.tell("abandoned", self._rank, generation)
+
+    def accuse(self, generation: int, reason: str) -> None:
+        self._deployment.accuse(generation, reason)
+
+    def wake_request(self, generation: int, epoch: int) -> None:
+        threading.Thread(target=self._deployment.wake, args=(generation, epoch)).start()
+
+
+class _LocalRouter:
+    def __init__(self, deployment: LocalDeployment, rank: int) -> None:
+        self._deployment = deployment
+        self._rank = rank
+        settings, spec = deployment.settings, deployment._spec
+        self.follower: GenerationFollower[Any] = GenerationFollower(_Reports(deployment, rank))
+        self.sampler = RecordingSampler(spec.vocab_size)
+        self.timer = PartTimer()
+        decoder = deployment.decoder()
+        self.cache = decoder.new_cache(settings.n_blocks, settings.block_tokens)
+        self.blocks = BlockManager(settings.n_blocks, settings.block_tokens)
+        self.engine = RouterEngine(
+            runner=Runner(decoder, self.cache, self.sampler, deployment.mode, CPU, self.timer.mark),
+            scheduler=Scheduler(
+                self.blocks,
+                max_running=settings.max_running,
+                max_step_tokens=settings.max_step_tokens,
+                max_context_tokens=spec.max_position_tokens,
+            ),
+            follower=self.follower,
+            budget=StepBudget(settings.step_budget_ms, 4),
+            counter=RoutingCounter(len(spec.moe_layers), spec.n_experts, CPU),
+            timer=self.timer,
+            sink=deployment.sink,
+        )
+        self.start, self.check = self.engine.start, self.engine.check
+        fused = settings.n_hosts == 0
+        self._bank = deployment.bank(all_experts(spec)) if fused else None
+
+    def stop(self) -> None:
+        self.engine.stop(10)
+
+    def build(self, number: int) -> Callable[[Callable[[], str | None]], Any]:
+        deployment, spec = self._deployment, self._deployment._spec
+        if self._bank is not None:
+            bank = self._bank
+            return lambda abandoned: FusedLink(number, FusedExchange(bank, spec.n_experts))
+
+        def link(abandoned: Callable[[], str | None]) -> ShardedLink:
+            communicator = deployment.communicator(number, self._rank, abandoned)
+            exchange = ShardedExchange(
+                communicator,
+                deployment.layout(number),
+                deployment.rows,
+                n_experts=spec.n_experts,
+                n_moe_layers=len(spec.moe_layers),
+            )
+            return ShardedLink(communicator, exchange, len(spec.moe_layers))
+
+        return link
+
+
+class _LocalHost:
+    def __init__(self, deployment: LocalDeployment, rank: int) -> None:
+        self._deployment = deployment
+        self._rank = rank
+        self.follower: GenerationFollower[HostLink] = GenerationFollower(_Reports(deployment, rank))
+        self.loop = ExpertLoop(
+            follower=self.follower, n_moe_layers=len(deployment._spec.moe_layers), timer=PartTimer()
+        )
+        self.start, self.check = self.loop.start, self.loop.check
+
+    def stop(self) -> None:
+        self.loop.stop(10)
+
+    def build(self, number: int) -> Callable[[Callable[[], str | None]], HostLink]:
+        deployment = self._deployment
+
+        def link(abandoned: Callable[[], str | None]) -> HostLink:
+            layout = deployment.layout(number)
+            host = self._rank - layout.n_routers
+            bank = deployment.bank([layer[host] for layer in layout.slots])
+            communicator = deployment.communicator(number, self._rank, abandoned)
+            return HostLink(communicator, HostExchange(communicator, layout, deployment.rows, bank))
+
+        return link
