@@ -1,0 +1,301 @@
+"""The coordinator's gRPC face: streams of members in and out of the membership state machine.
+
+One asyncio event loop owns everything here. A stream's end is its member's death; a timer, set to the
+machine's next deadline, finds the frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from expertmesh.cluster.actions import (
+    Abandon,
+    Exclude,
+    Live,
+    Message,
+    Prepare,
+    PublishTopology,
+    Send,
+    Wake,
+)
+from expertmesh.cluster.load import Load, LoadTable
+from expertmesh.cluster.membership import Membership, MembershipRules, Place
+from expertmesh.cluster.types import MemberInfo, Role
+from expertmesh.cluster.wire import WireError, generation_to_proto, member_from_proto
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.proto.v1 import internal_pb2 as pb
+from expertmesh.proto.v1 import internal_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 0.2
+"""Between a deadline and acting on it: after a pause of this process, what its members sent meanwhile is
+read first."""
+CLOSE_S = 1.0
+"""How long the last messages to an excluded member may take to be written."""
+SERVER_OPTIONS = [
+    # Members probe the connection while it is silent, so that a lost node is noticed.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+]
+
+
+def rules_of(config: DeploymentConfig) -> MembershipRules:
+    """The state machine's counts and deadlines as a deployment's configuration has them."""
+    return MembershipRules(
+        n_routers=config.router.replicas,
+        n_experts=config.experts.replicas,
+        deadline_s=config.failure.deadline_s,
+        report_s=config.failure.report_s,
+        prepare_s=config.failure.prepare_s,
+        announce_s=config.failure.announce_s,
+    )
+
+
+class _Session:
+    """One member's stream: messages wait here to be written; None ends it."""
+
+    def __init__(self, member: MemberInfo) -> None:
+        self.member = member
+        self._outbox: asyncio.Queue[pb.CoordinatorMessage | None] = asyncio.Queue()
+        self._overdue = asyncio.Event()
+
+    def send(self, message: pb.CoordinatorMessage) -> None:
+        """Queues a message."""
+        self._outbox.put_nowait(message)
+
+    def end(self) -> None:
+        """Ends the stream behind what is queued, in CLOSE_S at the latest."""
+        self._outbox.put_nowait(None)
+        asyncio.get_running_loop().call_later(CLOSE_S, self._overdue.set)
+
+    async def write(self, context: Any) -> None:
+        """Writes until the end is asked for."""
+        while (message := await self._outbox.get()) is not None:
+            await context.write(message)
+
+    async def overdue(self) -> None:
+        """Returns when the peer does not take what is written to it."""
+        await self._overdue.wait()
+
+
+class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.CoordinatorServicer):
+    """Serves internal.v1.Membership and internal.v1.Coordinator around a `Membership` machine."""
+
+    def __init__(self, rules: MembershipRules, place: Place) -> None:
+        self._machine = Membership(rules, place)
+        self._loads = LoadTable()
+        self._sessions: dict[str, _Session] = {}
+        self._draining = False
+        self._server: grpc.aio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_grace = False
+        self._occupied = asyncio.Event()
+        self._vacant = asyncio.Event()
+        self._vacant.set()
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, host: str, port: int = 0) -> str:
+        """Serves on `host`; gives HOST:PORT. Port 0 takes a free one."""
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        internal_pb2_grpc.add_MembershipServicer_to_server(self, server)
+        internal_pb2_grpc.add_CoordinatorServicer_to_server(self, server)
+        bound = server.add_insecure_port(f"{host}:{port}")
+        await server.start()
+        self._server = server
+        return f"{host}:{bound}"
+
+    async def stop(self) -> None:
+        """Ends every stream without excluding anybody."""
+        if self._timer:
+            self._timer.cancel()
+        if self._server:
+            await self._server.stop(grace=None)
+
+    async def wait_until_deserted(self, linger_s: float) -> None:
+        """Returns when members were connected and then none has been for `linger_s`."""
+        await self._occupied.wait()
+        while True:
+            await self._vacant.wait()
+            try:
+                await asyncio.wait_for(self._occupied.wait(), linger_s)
+            except TimeoutError:
+                return
+
+    # ------------------------------------------------------------------ rpcs
+
+    async def Join(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """A member's stream for its whole life."""
+        first = await context.read()
+        if first is grpc.aio.EOF:
+            return
+        try:
+            hello = first.hello
+            session = _Session(member_from_proto(hello))
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return
+        await context.send_initial_metadata(())
+        self._enter(session, hello)
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (self._read(session, context), session.write(context), session.overdue())
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._leave(session)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            for result in results:
+                if isinstance(result, Exception) and not isinstance(result, grpc.RpcError):
+                    logger.error("stream of %s: %r", session.member.label, result)
+
+    async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.TopologyUpdate:  # noqa: N802
+        """The state of the deployment."""
+        return self._topology()
+
+    async def BeginDrain(self, request: pb.BeginDrainRequest, context: Any) -> pb.BeginDrainResponse:  # noqa: N802
+        """Gateways stop admitting."""
+        if not self._draining:
+            self._draining = True
+            for session in self._sessions.values():
+                if session.member.role is Role.GATEWAY:
+                    self._send_drain(session)
+        return pb.BeginDrainResponse()
+
+    # ------------------------------------------------------------------ streams
+
+    def _enter(self, session: _Session, hello: pb.Hello) -> None:
+        member = session.member
+        logger.info("%s joins (generation %d)", member.label, hello.generation)
+        if old := self._sessions.get(member.incarnation):
+            old.end()
+        self._sessions[member.incarnation] = session
+        self._occupied.set()
+        self._vacant.clear()
+        self._apply(self._machine.joined(member, hello.generation, hello.seen_generation, self._now_s()))
+        if self._draining and member.role is Role.GATEWAY:
+            self._send_drain(session)
+
+    def _leave(self, session: _Session) -> None:
+        incarnation = session.member.incarnation
+        if self._sessions.get(incarnation) is not session:
+            return
+        logger.info("%s is gone", session.member.label)
+        del self._sessions[incarnation]
+        self._loads.forget(incarnation)
+        if not self._sessions:
+            self._occupied.clear()
+            self._vacant.set()
+        self._apply(self._machine.left(incarnation, self._now_s()))
+
+    async def _read(self, session: _Session, context: Any) -> None:
+        while (message := await context.read()) is not grpc.aio.EOF:
+            if self._sessions.get(session.member.incarnation) is session:
+                self._receive(session.member.incarnation, message)
+
+    def _receive(self, incarnation: str, message: pb.MemberMessage) -> None:
+        machine, now_s = self._machine, self._now_s()
+        machine.heard(incarnation, now_s)
+        match message.WhichOneof("message"):
+            case "prepared":
+                self._apply(machine.prepared(incarnation, message.prepared.generation, now_s))
+            case "prepare_failed":
+                failed = message.prepare_failed
+                self._apply(machine.prepare_failed(incarnation, failed.generation, failed.reason, now_s))
+            case "abandoned":
+                self._apply(machine.abandoned(incarnation, message.abandoned.generation, now_s))
+            case "accuse":
+                accuse = message.accuse
+                self._apply(machine.accuse(incarnation, accuse.generation, accuse.reason, now_s))
+            case "wake_request":
+                wake = message.wake_request
+                self._apply(machine.wake_request(incarnation, wake.generation, wake.epoch, now_s))
+            case "load":
+                load = message.load
+                self._loads.report(
+                    incarnation, Load(load.tokens, tuple(load.expert_rows), load.outstanding_requests)
+                )
+            case "leaving":
+                self._apply(machine.leaving(incarnation, now_s))
+
+    # ------------------------------------------------------------------ actions
+
+    def _apply(self, actions: tuple[Send, ...]) -> None:
+        for action in actions:
+            session = self._sessions.get(action.incarnation)
+            if session is None:
+                continue
+            session.send(self._to_proto(action.message))
+            if isinstance(action.message, Exclude):
+                logger.warning("%s is out: %s", session.member.label, action.message.reason)
+                session.end()
+        self._arm()
+
+    def _to_proto(self, message: Message) -> pb.CoordinatorMessage:
+        match message:
+            case Prepare(generation):
+                return pb.CoordinatorMessage(prepare=pb.Prepare(generation=generation_to_proto(generation)))
+            case Live(number):
+                return pb.CoordinatorMessage(live=pb.Live(generation=number))
+            case Abandon(number, reason):
+                return pb.CoordinatorMessage(abandon=pb.Abandon(generation=number, reason=reason))
+            case Wake(number, epoch):
+                return pb.CoordinatorMessage(wake=pb.Wake(generation=number, epoch=epoch))
+            case Exclude(reason):
+                return pb.CoordinatorMessage(excluded=pb.Excluded(reason=reason))
+            case PublishTopology():
+                return pb.CoordinatorMessage(topology=self._topology())
+
+    def _send_drain(self, session: _Session) -> None:
+        session.send(pb.CoordinatorMessage(drain=pb.Drain()))
+        session.send(pb.CoordinatorMessage(topology=self._topology()))
+
+    def _topology(self) -> pb.TopologyUpdate:
+        view = self._machine.view()
+        update = pb.TopologyUpdate(
+            state=view.state.public,
+            reason=view.reason,
+            draining=self._draining,
+            outstanding_requests=self._loads.outstanding_requests,
+        )
+        if view.generation:
+            update.generation.CopyFrom(generation_to_proto(view.generation))
+            update.tokens.extend(self._loads.tokens(view.generation))
+            update.expert_rows.extend(self._loads.expert_rows(view.generation))
+        return update
+
+    # ------------------------------------------------------------------ time
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _arm(self) -> None:
+        """Sets the timer to the next deadline; one that fires early does no harm and is left."""
+        due_s = self._machine.next_deadline_s()
+        if due_s is None or self._in_grace:
+            return
+        due_s = max(due_s, self._now_s())
+        if self._timer:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due_s, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._in_grace = True
+        self._timer = asyncio.get_running_loop().call_later(GRACE_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._in_grace = False
+        self._apply(self._machine.tick(self._now_s()))

@@ -1,0 +1,49 @@
+"""The load figures that members report, added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expertmesh.cluster.types import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One member's figures."""
+
+    tokens: int = 0
+    """Computed (router) or token-expert rows served (expert host) since its start."""
+    expert_rows: tuple[int, ...] = ()
+    """Routers: rows for each MoE layer and logical expert, flattened [layer, expert], since its start."""
+    outstanding_requests: int = 0
+    """Gateways: requests admitted and not finished, now."""
+
+
+class LoadTable:
+    """The latest figures of every connected member."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+
+    def report(self, incarnation: str, load: Load) -> None:
+        """Replaces a member's figures."""
+        self._loads[incarnation] = load
+
+    def forget(self, incarnation: str) -> None:
+        """The member is gone."""
+        self._loads.pop(incarnation, None)
+
+    def tokens(self, generation: Generation) -> list[int]:
+        """Tokens of every member, in rank order."""
+        return [self._loads.get(m.incarnation, Load()).tokens for m in generation.members]
+
+    def expert_rows(self, generation: Generation) -> list[int]:
+        """Rows for each MoE layer and logical expert, flattened, summed over the routers."""
+        rows = [self._loads.get(m.incarnation, Load()).expert_rows for m in generation.routers]
+        n = max((len(r) for r in rows), default=0)
+        return [sum(column) for column in zip(*(r for r in rows if len(r) == n), strict=True)]
+
+    @property
+    def outstanding_requests(self) -> int:
+        """Requests admitted and not finished, over all gateways."""
+        return sum(load.outstanding_requests for load in self._loads.values())

@@ -1,0 +1,325 @@
+"""A member's side of its stream to the coordinator: kept up for the whole life of the process.
+
+Everything runs on one asyncio event loop, the one that called `start`. The sending methods may be called
+from any thread. What is not delivered when a stream breaks is dropped: the Hello of the next stream tells
+where the member stands, and the coordinator starts from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from expertmesh.cluster.types import Generation, MemberInfo
+from expertmesh.cluster.wire import generation_from_proto, hello_to_proto
+from expertmesh.proto.v1 import internal_pb2 as pb
+from expertmesh.proto.v1 import internal_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+FIND_S = 60.0
+"""For finding the coordinator (it may have to be started)."""
+CONNECT_S = 5.0
+FIRST_BACKOFF_S = 0.1
+LAST_BACKOFF_S = 1.0
+LOAD_INTERVAL_S = 0.2
+"""Load figures are sent at most this often."""
+CHANNEL_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    # A coordinator whose node is lost sends nothing, not even an end of the stream.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+FindCoordinator = Callable[[], Awaitable[str]]
+"""Gives the coordinator's HOST:PORT; asked again before every connection."""
+
+
+class CoordinatorUnavailableError(ConnectionError):
+    """There is no stream to the coordinator at the moment; it is being looked for."""
+
+
+class MemberEvents(Protocol):
+    """What a member is told. Called on the event loop; must not block."""
+
+    def on_prepare(self, generation: Generation) -> None:
+        """Load what is missing and build the process group in the background; then call `prepared`
+        (or `prepare_failed`)."""
+
+    def on_live(self, number: int) -> None:
+        """Every member has prepared: the generation is live, parked at epoch 0."""
+
+    def on_abandon(self, number: int, reason: str) -> None:
+        """Leave a generation, prepared or not; then call `abandoned`. Called once for a generation."""
+
+    def on_wake(self, number: int, epoch: int) -> None:
+        """Enter this epoch of the live generation. Epochs rise."""
+
+    def on_topology(self, update: pb.TopologyUpdate) -> None:
+        """Gateways: who serves."""
+
+    def on_excluded(self, reason: str) -> None:
+        """This process is out for good and has to end; reason LEFT_AS_ASKED after `leave`."""
+
+    def on_drain(self) -> None:
+        """Gateways: stop admitting."""
+
+
+class MemberClient:
+    """Keeps a member's stream to the coordinator, and filters what is late or double out of it."""
+
+    def __init__(
+        self,
+        hello: MemberInfo,
+        find_coordinator: FindCoordinator,
+        events: MemberEvents,
+        heartbeat_s: float,
+    ) -> None:
+        self._member = hello
+        self._find_coordinator = find_coordinator
+        self._events = events
+        self._heartbeat_s = heartbeat_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._outbox: asyncio.Queue[pb.MemberMessage] | None = None
+        """None while there is no stream."""
+        self._stub: Any = None
+        self._generation = 0
+        """The generation that this member runs or prepares."""
+        self._seen_generation = 0
+        self._live = 0
+        self._abandoning = 0
+        self._epoch = 0
+        self._wants_to_leave = False
+        self._out = False
+        self._load: pb.LoadReport | None = None
+        self._load_timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Starts to join and to stay joined, in the background of the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._stay_joined())
+
+    async def close(self) -> None:
+        """Ends the stream, which the coordinator takes for this member's death."""
+        self._out = True
+        if self._load_timer:
+            self._load_timer.cancel()
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream to the coordinator."""
+        return self._outbox is not None
+
+    async def get_state(self, timeout_s: float = 5.0) -> pb.TopologyUpdate:
+        """Asks the coordinator for the deployment's state with fresh load figures.
+
+        Raises CoordinatorUnavailableError when there is no coordinator or it does not answer in time.
+        """
+        if self._stub is None:
+            raise CoordinatorUnavailableError("there is no stream to the coordinator")
+        try:
+            update: pb.TopologyUpdate = await self._stub.GetState(pb.GetStateRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CoordinatorUnavailableError(
+                f"the coordinator did not tell its state within {timeout_s:g} s: {error.details()}"
+            ) from error
+        return update
+
+    # ------------------------------------------------------------------ to the coordinator, from any thread
+
+    def prepared(self, generation: int) -> None:
+        """Weights and process group of a generation are ready here."""
+        self._post(pb.MemberMessage(prepared=pb.Prepared(generation=generation)))
+
+    def prepare_failed(self, generation: int, reason: str) -> None:
+        """A generation could not be prepared here."""
+        failed = pb.PrepareFailed(generation=generation, reason=reason)
+        self._post(pb.MemberMessage(prepare_failed=failed))
+
+    def abandoned(self, generation: int) -> None:
+        """This member has left a generation and freed what it had prepared for it."""
+        self._call(self._on_abandoned, generation)
+
+    def accuse(self, generation: int, reason: str) -> None:
+        """A collective failed here; the reason names whom it is laid on, if anybody."""
+        self._post(pb.MemberMessage(accuse=pb.Accuse(generation=generation, reason=reason)))
+
+    def wake_request(self, generation: int, epoch: int) -> None:
+        """Work has come while parked. Lost when the coordinator is: ask again after each on_live."""
+        self._post(pb.MemberMessage(wake_request=pb.WakeRequest(generation=generation, epoch=epoch)))
+
+    def report_load(
+        self, tokens: int = 0, expert_rows: Sequence[int] = (), outstanding_requests: int = 0
+    ) -> None:
+        """Replaces this member's load figures; sent within LOAD_INTERVAL_S. Cheap enough for every step.
+
+        `tokens` and `expert_rows` (routers: flattened [MoE layer, logical expert]) count since the
+        process's start, `outstanding_requests` (gateways) are those admitted and not finished.
+        """
+        report = pb.LoadReport(
+            tokens=tokens, expert_rows=expert_rows, outstanding_requests=outstanding_requests
+        )
+        self._call(self._on_load, report)
+
+    def leave(self) -> None:
+        """Asks to leave; on_excluded(LEFT_AS_ASKED) tells when the process may end."""
+        self._call(self._on_leave)
+
+    # ------------------------------------------------------------------ sending, on the loop
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        if self._loop is None:
+            raise RuntimeError("MemberClient.start has not been called")
+        # The loop of a process that ends may be gone before its engine thread is.
+        if not self._out and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _post(self, message: pb.MemberMessage) -> None:
+        self._call(self._enqueue, message)
+
+    def _enqueue(self, message: pb.MemberMessage) -> None:
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    def _on_abandoned(self, generation: int) -> None:
+        if generation == self._generation:
+            self._generation = self._live = self._abandoning = 0
+        self._enqueue(pb.MemberMessage(abandoned=pb.Abandoned(generation=generation)))
+
+    def _on_leave(self) -> None:
+        self._wants_to_leave = True
+        self._enqueue(pb.MemberMessage(leaving=pb.Leaving()))
+
+    def _on_load(self, report: pb.LoadReport) -> None:
+        self._load = report
+        if self._load_timer is None:
+            assert self._loop is not None
+            self._load_timer = self._loop.call_later(LOAD_INTERVAL_S, self._send_load)
+
+    def _send_load(self) -> None:
+        self._load_timer = None
+        if self._load is not None:
+            self._enqueue(pb.MemberMessage(load=self._load))
+
+    # ------------------------------------------------------------------ the stream
+
+    async def _stay_joined(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._out:
+            joined = False
+            try:
+                address = await asyncio.wait_for(self._find_coordinator(), FIND_S)
+                joined = await self._join(address)
+            except TimeoutError:
+                logger.warning("the coordinator was not found within %g s", FIND_S)
+            except Exception as error:
+                # find_coordinator is the caller's: whatever it raises is a reason to ask again.
+                logger.warning("no stream to the coordinator: %r", error)
+            if self._out:
+                return
+            backoff_s = FIRST_BACKOFF_S if joined else min(2 * backoff_s, LAST_BACKOFF_S)
+            await asyncio.sleep(backoff_s)
+
+    async def _join(self, address: str) -> bool:
+        """Holds one stream until it ends; False when it did not come about."""
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            call = internal_pb2_grpc.MembershipStub(channel).Join()
+            hello = hello_to_proto(self._member, self._generation, self._seen_generation)
+            joined = False
+            writer: asyncio.Task[None] | None = None
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    await call.write(pb.MemberMessage(hello=hello))
+                    await call.wait_for_connection()
+                joined = True
+                self._stub = internal_pb2_grpc.CoordinatorStub(channel)
+                self._outbox = asyncio.Queue()
+                if self._wants_to_leave:
+                    self._on_leave()
+                self._send_load()
+                writer = asyncio.create_task(self._write(call, self._outbox))
+                while (message := await call.read()) is not grpc.aio.EOF:
+                    self._receive(message)
+                    if self._out:
+                        break
+            except TimeoutError:
+                logger.warning("the coordinator at %s did not answer within %g s", address, CONNECT_S)
+            except grpc.aio.AioRpcError as error:
+                logger.warning("the coordinator at %s is gone: %s", address, error.details())
+            finally:
+                self._outbox = self._stub = None
+                if writer:
+                    writer.cancel()
+                    await asyncio.gather(writer, return_exceptions=True)
+                call.cancel()
+        return joined
+
+    async def _write(self, call: Any, outbox: asyncio.Queue[pb.MemberMessage]) -> None:
+        heartbeat = pb.MemberMessage(heartbeat=pb.Heartbeat())
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_s):
+                    message = await outbox.get()
+            except TimeoutError:
+                message = heartbeat
+            await call.write(message)
+
+    # ------------------------------------------------------------------ receiving
+
+    def _receive(self, message: pb.CoordinatorMessage) -> None:
+        try:
+            self._handle(message)
+        except Exception:
+            logger.exception("a callback failed for %s", message.WhichOneof("message"))
+            if message.WhichOneof("message") == "prepare":
+                self.prepare_failed(message.prepare.generation.number, "its callback failed, see its log")
+
+    def _handle(self, message: pb.CoordinatorMessage) -> None:
+        match message.WhichOneof("message"):
+            case "prepare":
+                self._on_prepare(generation_from_proto(message.prepare.generation))
+            case "live":
+                number = message.live.generation
+                if number == self._generation and number not in (self._live, self._abandoning):
+                    self._live = number
+                    self._epoch = 0
+                    self._events.on_live(number)
+            case "abandon":
+                self._on_abandon(message.abandon.generation, message.abandon.reason)
+            case "wake":
+                wake = message.wake
+                if wake.generation == self._live != self._abandoning and wake.epoch > self._epoch:
+                    self._epoch = wake.epoch
+                    self._events.on_wake(wake.generation, wake.epoch)
+            case "topology":
+                self._events.on_topology(message.topology)
+            case "excluded":
+                self._out = True
+                self._events.on_excluded(message.excluded.reason)
+            case "drain":
+                self._events.on_drain()
+
+    def _on_prepare(self, generation: Generation) -> None:
+        if generation.number > self._seen_generation:
+            self._generation = self._seen_generation = generation.number
+            self._events.on_prepare(generation)
+
+    def _on_abandon(self, number: int, reason: str) -> None:
+        if number != self._generation:
+            self._on_abandoned(number)
+        elif number != self._abandoning:
+            self._abandoning = number
+            self._events.on_abandon(number, reason)

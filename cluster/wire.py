@@ -1,0 +1,91 @@
+"""Between the cluster's values and the messages of proto/v1/internal.proto, both ways."""
+
+from __future__ import annotations
+
+from expertmesh.cluster.types import Generation, MemberInfo, Placement, Role
+from expertmesh.proto.v1 import internal_pb2 as pb
+
+ROLE_TO_PROTO = {
+    Role.GATEWAY: pb.ROLE_GATEWAY,
+    Role.ROUTER: pb.ROLE_ROUTER,
+    Role.EXPERTS: pb.ROLE_EXPERTS,
+}
+ROLE_FROM_PROTO = {number: role for role, number in ROLE_TO_PROTO.items()}
+
+
+class WireError(ValueError):
+    """A message of another process that says what it must not."""
+
+
+def hello_to_proto(member: MemberInfo, generation: int = 0, seen_generation: int = 0) -> pb.Hello:
+    """The first message of a member's stream.
+
+    `generation` is the one that it runs or prepares (0: none), `seen_generation` the highest that it was
+    ever asked to prepare.
+    """
+    return pb.Hello(
+        role=ROLE_TO_PROTO[member.role],
+        incarnation=member.incarnation,
+        node=member.node,
+        pid=member.pid,
+        device=member.device,
+        stream_address=member.stream_address,
+        store_address=member.store_address,
+        replica_id=member.replica_id,
+        generation=generation,
+        seen_generation=seen_generation,
+    )
+
+
+def member_from_proto(message: pb.Hello | pb.MemberSpec) -> MemberInfo:
+    """The member that a Hello or a generation's entry describes; WireError when it names no role."""
+    role = ROLE_FROM_PROTO.get(message.role)
+    if role is None or not message.incarnation:
+        raise WireError(f"a member must have a role and an incarnation, got {message!s:.200}")
+    return MemberInfo(
+        incarnation=message.incarnation,
+        role=role,
+        node=message.node,
+        pid=message.pid,
+        device=message.device,
+        stream_address=message.stream_address,
+        store_address=message.store_address,
+        replica_id=message.replica_id,
+    )
+
+
+def generation_to_proto(generation: Generation) -> pb.GenerationSpec:
+    """A generation as it is sent to members and gateways."""
+    return pb.GenerationSpec(
+        number=generation.number,
+        members=[
+            pb.MemberSpec(
+                incarnation=m.incarnation,
+                role=ROLE_TO_PROTO[m.role],
+                node=m.node,
+                pid=m.pid,
+                device=m.device,
+                stream_address=m.stream_address,
+                store_address=m.store_address,
+                replica_id=m.replica_id,
+            )
+            for m in generation.members
+        ],
+        placement=[
+            pb.LayerSlots(layer=layer, hosts=[pb.Slots(experts=experts) for experts in hosts])
+            for layer, hosts in enumerate(generation.placement.layers)
+        ],
+        store_address=generation.store_address,
+    )
+
+
+def generation_from_proto(message: pb.GenerationSpec) -> Generation:
+    """A generation as it was sent; WireError when a member names no role."""
+    return Generation(
+        number=message.number,
+        members=tuple(member_from_proto(m) for m in message.members),
+        placement=Placement(
+            tuple(tuple(tuple(slots.experts) for slots in layer.hosts) for layer in message.placement)
+        ),
+        store_address=message.store_address,
+    )

@@ -1,0 +1,252 @@
+"""Coordinator and member clients over real gRPC sockets, in one process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import grpc.aio
+
+from expertmesh.cluster.coordinator import Coordinator
+from expertmesh.cluster.member import MemberClient
+from expertmesh.cluster.membership import LEFT_AS_ASKED, MembershipRules
+from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.cluster.types import Generation, MemberInfo
+from expertmesh.proto.v1 import internal_pb2 as pb
+from expertmesh.proto.v1 import internal_pb2_grpc
+
+N_LAYERS, N_EXPERTS = 2, 5
+WAIT_S = 20.0
+
+
+class FakeMember:
+    """Follows the protocol as a router or host does, without computing anything."""
+
+    def __init__(self, info: MemberInfo, find: Callable[[], Awaitable[str]]) -> None:
+        self.info = info
+        self.client = MemberClient(info, find, self, heartbeat_s=0.05)
+        self.generations: list[Generation] = []
+        self.live = 0
+        self.epochs: list[tuple[int, int]] = []
+        self.topologies: list[pb.TopologyUpdate] = []
+        self.excluded: str | None = None
+        self.drains = 0
+        self.mute_abandon = False
+        self.changed = asyncio.Condition()
+
+    def _notify(self) -> None:
+        async def notify() -> None:
+            async with self.changed:
+                self.changed.notify_all()
+
+        self._task = asyncio.create_task(notify())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S), self.changed:
+            await self.changed.wait_for(condition)
+
+    def on_prepare(self, generation: Generation) -> None:
+        self.generations.append(generation)
+        asyncio.get_running_loop().run_in_executor(None, self.client.prepared, generation.number)
+        self._notify()
+
+    def on_live(self, number: int) -> None:
+        self.live = number
+        self._notify()
+
+    def on_abandon(self, number: int, reason: str) -> None:
+        self.live = 0
+        if not self.mute_abandon:
+            self.client.abandoned(number)
+        self._notify()
+
+    def on_wake(self, number: int, epoch: int) -> None:
+        self.epochs.append((number, epoch))
+        self._notify()
+
+    def on_topology(self, update: pb.TopologyUpdate) -> None:
+        self.topologies.append(update)
+        self._notify()
+
+    def on_excluded(self, reason: str) -> None:
+        self.live = 0
+        self.excluded = reason
+        self._notify()
+
+    def on_drain(self) -> None:
+        self.drains += 1
+        self._notify()
+
+
+class Deployment:
+    """A coordinator that can be killed and started again, and the members that look for it."""
+
+    def __init__(self, n_routers: int, n_experts: int, deadline_s: float = 10.0) -> None:
+        self.rules = MembershipRules(
+            n_routers, n_experts, deadline_s, report_s=0.5, prepare_s=10.0, announce_s=0.5, retry_s=0.1
+        )
+        self.address = ""
+        self.coordinator: Coordinator | None = None
+        self.members: list[FakeMember] = []
+
+    async def start(self) -> None:
+        self.coordinator = Coordinator(self.rules, partial(contiguous_placement, N_LAYERS, N_EXPERTS))
+        self.address = await self.coordinator.start("127.0.0.1")
+
+    async def stop(self) -> None:
+        assert self.coordinator is not None
+        await self.coordinator.stop()
+        self.address = ""
+
+    async def find(self) -> str:
+        if not self.address:
+            raise ConnectionError("no coordinator")
+        return self.address
+
+    async def join(self, info: MemberInfo) -> FakeMember:
+        fake = FakeMember(info, self.find)
+        self.members.append(fake)
+        await fake.client.start()
+        return fake
+
+    async def state(self) -> pb.TopologyUpdate:
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            return await internal_pb2_grpc.CoordinatorStub(channel).GetState(pb.GetStateRequest())
+
+
+@asynccontextmanager
+async def deployment(n_routers: int, n_experts: int, deadline_s: float = 10.0) -> AsyncIterator[Deployment]:
+    d = Deployment(n_routers, n_experts, deadline_s)
+    await d.start()
+    try:
+        yield d
+    finally:
+        for fake in d.members:
+            await fake.client.close()
+        await d.stop()
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_first_generation_wakes_and_counts(member: Callable[[str], MemberInfo]) -> None:
+    async def scenario() -> None:
+        async with deployment(1, 2) as d:
+            gateway = await d.join(member("g0"))
+            await gateway.until(lambda: gateway.topologies[-1:] != [])
+            assert gateway.topologies[-1].state == "waiting"
+            assert "0 of at least 1 routers" in gateway.topologies[-1].reason
+            e0 = await d.join(member("e0"))
+            r0 = await d.join(member("r0"))
+            e1 = await d.join(member("e1"))
+            for m in (r0, e0, e1):
+                await m.until(lambda m=m: m.live == 1)
+            generation = r0.generations[-1]
+            assert [m.incarnation for m in generation.members][0] == "r0"
+            assert generation == e0.generations[-1] == e1.generations[-1]
+            assert generation.store_address == "r0:2"
+            assert generation.placement == contiguous_placement(N_LAYERS, N_EXPERTS, 2)
+            await gateway.until(lambda: gateway.topologies[-1].state == "running")
+            assert [m.stream_address for m in gateway.topologies[-1].generation.members] == ["r0:1", "", ""]
+
+            r0.client.wake_request(1, 1)
+            r0.client.wake_request(1, 1)
+            r0.client.wake_request(1, 3)
+            await e1.until(lambda: e1.epochs == [(1, 1)])
+            r0.client.wake_request(1, 2)
+            await e1.until(lambda: e1.epochs == [(1, 1), (1, 2)])
+
+            r0.client.report_load(tokens=7, expert_rows=list(range(10)))
+            e0.client.report_load(tokens=3)
+            gateway.client.report_load(outstanding_requests=4)
+            async with asyncio.timeout(WAIT_S):
+                while (state := await d.state()).outstanding_requests != 4 or 7 not in state.tokens:
+                    await asyncio.sleep(0.05)
+            assert list(state.expert_rows) == list(range(10))
+            assert (await gateway.client.get_state()).tokens == state.tokens
+
+    run(scenario)
+
+
+def test_a_lost_host_makes_a_new_generation(member: Callable[[str], MemberInfo]) -> None:
+    async def scenario() -> None:
+        async with deployment(1, 2) as d:
+            r0, e0, e1 = [await d.join(member(n)) for n in ("r0", "e0", "e1")]
+            await r0.until(lambda: r0.live == 1)
+            await e1.client.close()
+            await r0.until(lambda: r0.live == 2)
+            await e0.until(lambda: e0.live == 2)
+            assert r0.generations[-1].placement == contiguous_placement(N_LAYERS, N_EXPERTS, 1)
+            await d.join(member("e2"))
+            await r0.until(lambda: r0.live == 3)
+            assert r0.generations[-1].n_experts == 2
+
+    run(scenario)
+
+
+def test_silence_and_refusal_to_leave_exclude(member: Callable[[str], MemberInfo]) -> None:
+    async def scenario() -> None:
+        async with deployment(1, 3, deadline_s=1.0) as d:
+            r0, e0, e1, e2 = [await d.join(member(n)) for n in ("r0", "e0", "e1", "e2")]
+            await e0.until(lambda: e0.live == 1)
+            # e1 does not leave generation 1 when e2 dies: out after report_s.
+            e1.mute_abandon = True
+            await e2.client.close()
+            await e1.until(lambda: e1.excluded is not None)
+            assert "did not leave generation 1 within 0.5 s" in (e1.excluded or "")
+            await r0.until(lambda: r0.live == 2)
+            # A member whose stream stands but is silent: no heartbeat.
+            async with grpc.aio.insecure_channel(d.address) as channel:
+                call = internal_pb2_grpc.MembershipStub(channel).Join()
+                hello = pb.Hello(role=pb.ROLE_EXPERTS, incarnation="silent", node="n", pid=1)
+                await call.write(pb.MemberMessage(hello=hello))
+                messages = [m async for m in call]
+            assert "no heartbeat for 1 s" in messages[-1].excluded.reason
+            await r0.until(lambda: r0.live >= 3)
+            assert [m.incarnation for m in r0.generations[-1].members] == ["r0", "e0"]
+
+    run(scenario)
+
+
+def test_coordinator_restart_goes_on_with_a_higher_number(member: Callable[[str], MemberInfo]) -> None:
+    async def scenario() -> None:
+        async with deployment(2, 1) as d:
+            r0, r1, e0 = [await d.join(member(n)) for n in ("r0", "r1", "e0")]
+            gateway = await d.join(member("g0"))
+            for m in (r0, r1, e0):
+                await m.until(lambda m=m: m.live == 1)
+            await d.stop()
+            assert r0.live == e0.live == 1
+            await d.start()
+            for m in (r0, r1, e0):
+                await m.until(lambda m=m: m.live == 2)
+            assert r0.generations[-1].n_routers == 2
+            await gateway.until(lambda: gateway.topologies[-1].generation.number == 2)
+
+    run(scenario)
+
+
+def test_leaving_draining_and_desertion(member: Callable[[str], MemberInfo]) -> None:
+    async def scenario() -> None:
+        async with deployment(1, 0) as d:
+            assert d.coordinator is not None
+            deserted = asyncio.create_task(d.coordinator.wait_until_deserted(0.2))
+            r0, gateway = [await d.join(member(n)) for n in ("r0", "g0")]
+            await r0.until(lambda: r0.live == 1)
+            assert r0.generations[-1].placement.n_hosts == 0
+            async with grpc.aio.insecure_channel(d.address) as channel:
+                stub = internal_pb2_grpc.CoordinatorStub(channel)
+                await stub.BeginDrain(pb.BeginDrainRequest())
+            await gateway.until(lambda: gateway.drains == 1 and gateway.topologies[-1].draining)
+            r0.client.leave()
+            await r0.until(lambda: r0.excluded == LEFT_AS_ASKED)
+            await gateway.until(lambda: gateway.topologies[-1].state == "waiting")
+            assert not deserted.done()
+            await gateway.client.close()
+            async with asyncio.timeout(WAIT_S):
+                await deserted
+
+    run(scenario)
