@@ -1,0 +1,1 @@
+"""The serving benchmark; `benchmarks/serving.py` is the command line, `docs/benchmarks.md` the protocol."""

@@ -1,0 +1,55 @@
+"""Helpers for the processes that engines run in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+LOG_TAIL_LINES = 30
+
+
+def read_tail(log_file: Path | None) -> str:
+    """A log's last lines, for an error message."""
+    if log_file is None or not log_file.exists():
+        return "(no log)"
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now, all different."""
+    sockets = [socket.socket() for _ in range(n)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float = 0.1) -> bool:
+    """Polls until the condition holds; False when it did not within `deadline_s`."""
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() >= end_s:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+def end_leftovers(own_pids: Callable[[], Sequence[int]], deadline_s: float) -> list[int]:
+    """Waits for a run's processes to end and kills those that are still there; gives the killed ones."""
+    if wait_until(lambda: not own_pids(), deadline_s):
+        return []
+    killed = []
+    for pid in own_pids():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        killed.append(pid)
+    return killed
