@@ -203,36 +203,45 @@ class Scheduler:
     # ------------------------------------------------------------------ parts of schedule
 
     def _apply_endings(self) -> None:
-        for key, ending in self._endings.items():
-            sequence = self._sequences.pop(key)
-            self._blocks.free(sequence.block_table)
-            if self._waiting.pop(key, None) is not None:
-                self._waiting_tokens -= sequence.n_pending
-            self._news.append(end_news(sequence, ending.reason, ending.error))
-        if self._endings:
-            self._running = [s for s in self._running if s.key in self._sequences]
-            self._endings.clear()
+        endings, self._endings = self._endings, {}
+        for key, ending in endings.items():
+            self._end(self._sequences[key], ending.reason, ending.error)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str) -> None:
+        """Ends a request between steps, wherever it is, and frees its blocks."""
+        del self._sequences[sequence.key]
+        if self._waiting.pop(sequence.key, None) is not None:
+            self._waiting_tokens -= sequence.n_pending
+        else:
+            self._running.remove(sequence)
+        self._blocks.free(sequence.block_table)
+        self._news.append(end_news(sequence, reason, error))
 
     def _schedule_decodes(self) -> list[ScheduledSequence]:
         """Takes every decode in, in order; the latest arrivals give way when blocks run out."""
         scheduled: list[ScheduledSequence] = []
         while len(scheduled) < len(self._running):
             sequence = self._running[len(scheduled)]
-            if not _is_decode(sequence) or not self._grow(sequence):
+            if not _is_decode(sequence):
                 break
-            scheduled.append(self._scheduled(sequence, 1))
+            if self._grow(sequence):
+                scheduled.append(self._scheduled(sequence, 1))
         return scheduled
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Gives a running sequence the block of its last token; False if it had to give way itself."""
+        """Gives a running sequence the block of its last token; False if it stopped running instead."""
         n_tokens = len(sequence.token_ids)
-        if n_tokens > len(sequence.block_table) * self._blocks.block_tokens:
-            while self._blocks.n_free == 0:
-                latest = self._running[-1]
-                self._preempt(latest)
-                if latest is sequence:
-                    return False
-            sequence.block_table = self._blocks.grow(sequence.block_table, n_tokens)
+        if n_tokens <= len(sequence.block_table) * self._blocks.block_tokens:
+            return True
+        if refusal := self._refusal(sequence):
+            self._end(sequence, "error", refusal)
+            return False
+        while self._blocks.n_free == 0:
+            latest = self._running[-1]
+            self._preempt(latest)
+            if latest is sequence:
+                return False
+        sequence.block_table = self._blocks.grow(sequence.block_table, n_tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -248,23 +257,17 @@ class Scheduler:
 
     def _admit(self) -> bool:
         """Moves the head of the queue to the running sequences, with blocks for all its tokens."""
-        while self._waiting and len(self._running) < self._max_running:
-            key, sequence = next(iter(self._waiting.items()))
-            n_tokens = len(sequence.token_ids)
-            if n_tokens > self._blocks.capacity_tokens:
-                # It grew past the whole cache and gave way to itself.
-                del self._waiting[key], self._sequences[key]
-                self._waiting_tokens -= sequence.n_pending
-                self._news.append(end_news(sequence, "error", self._refusal(sequence)))
-                continue
-            if self._blocks.blocks_for(n_tokens) > self._blocks.n_free:
-                return False
-            del self._waiting[key]
-            self._waiting_tokens -= sequence.n_pending
-            sequence.block_table = self._blocks.grow((), n_tokens)
-            self._running.append(sequence)
-            return True
-        return False
+        if not self._waiting or len(self._running) >= self._max_running:
+            return False
+        key, sequence = next(iter(self._waiting.items()))
+        n_tokens = len(sequence.token_ids)
+        if self._blocks.blocks_for(n_tokens) > self._blocks.n_free:
+            return False
+        del self._waiting[key]
+        self._waiting_tokens -= sequence.n_pending
+        sequence.block_table = self._blocks.grow((), n_tokens)
+        self._running.append(sequence)
+        return True
 
     def _scheduled(self, sequence: Sequence, n_tokens: int) -> ScheduledSequence:
         params = sequence.params
