@@ -23,10 +23,10 @@ from expertmesh.cluster.actions import (
     Send,
     Wake,
 )
-from expertmesh.cluster.load import Load, LoadTable
+from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.membership import Membership, MembershipRules, Place
 from expertmesh.cluster.types import MemberInfo, Role
-from expertmesh.cluster.wire import WireError, generation_to_proto, member_from_proto
+from expertmesh.cluster.wire import WireError, generation_to_proto, load_from_proto, member_from_proto
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc
@@ -221,10 +221,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
                 wake = message.wake_request
                 self._apply(machine.wake_request(incarnation, wake.generation, wake.epoch, now_s))
             case "load":
-                load = message.load
-                self._loads.report(
-                    incarnation, Load(load.tokens, tuple(load.expert_rows), load.outstanding_requests)
-                )
+                self._loads.report(incarnation, load_from_proto(message.load))
             case "leaving":
                 self._apply(machine.leaving(incarnation, now_s))
 
@@ -270,7 +267,9 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         )
         if view.generation:
             update.generation.CopyFrom(generation_to_proto(view.generation))
-            update.tokens.extend(self._loads.tokens(view.generation))
+            for load in self._loads.members(view.generation):
+                update.tokens.append(load.tokens)
+                update.decode_profiles.add(steps=load.decode_steps, part_ms=load.decode_part_ms)
             update.expert_rows.extend(self._loads.expert_rows(view.generation))
         return update
 

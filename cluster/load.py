@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from expertmesh.cluster.types import Generation
 
@@ -17,6 +18,9 @@ class Load:
     """Routers: rows for each MoE layer and logical expert, flattened [layer, expert], since its start."""
     outstanding_requests: int = 0
     """Gateways: requests admitted and not finished, now."""
+    decode_steps: int = 0
+    """Decode steps that `decode_part_ms` adds up, since its start."""
+    decode_part_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 class LoadTable:
@@ -33,9 +37,9 @@ class LoadTable:
         """The member is gone."""
         self._loads.pop(incarnation, None)
 
-    def tokens(self, generation: Generation) -> list[int]:
-        """Tokens of every member, in rank order."""
-        return [self._loads.get(m.incarnation, Load()).tokens for m in generation.members]
+    def members(self, generation: Generation) -> list[Load]:
+        """The figures of every member, in rank order."""
+        return [self._loads.get(m.incarnation, Load()) for m in generation.members]
 
     def expert_rows(self, generation: Generation) -> list[int]:
         """Rows for each MoE layer and logical expert, flattened, summed over the routers."""

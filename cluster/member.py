@@ -1,22 +1,23 @@
 """A member's side of its stream to the coordinator: kept up for the whole life of the process.
 
 Everything runs on one asyncio event loop, the one that called `start`. The sending methods may be called
-from any thread. What is not delivered when a stream breaks is dropped: the Hello of the next stream tells
-where the member stands, and the coordinator starts from there.
+from any thread once it is started. What is not delivered when a stream breaks is dropped: the Hello of
+the next stream tells where the member stands, and the coordinator starts from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.types import Generation, MemberInfo
-from expertmesh.cluster.wire import generation_from_proto, hello_to_proto
+from expertmesh.cluster.wire import generation_from_proto, hello_to_proto, load_to_proto
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc
 
@@ -79,12 +80,11 @@ class MemberClient:
         self,
         hello: MemberInfo,
         find_coordinator: FindCoordinator,
-        events: MemberEvents,
         heartbeat_s: float,
     ) -> None:
         self._member = hello
         self._find_coordinator = find_coordinator
-        self._events = events
+        self._events: MemberEvents | None = None
         self._heartbeat_s = heartbeat_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -99,13 +99,14 @@ class MemberClient:
         self._epoch = 0
         self._wants_to_leave = False
         self._out = False
-        self._load: pb.LoadReport | None = None
+        self._load: Load | None = None
         self._load_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ life
 
-    async def start(self) -> None:
+    async def start(self, events: MemberEvents) -> None:
         """Starts to join and to stay joined, in the background of the running event loop."""
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._stay_joined())
 
@@ -162,17 +163,21 @@ class MemberClient:
         self._post(pb.MemberMessage(wake_request=pb.WakeRequest(generation=generation, epoch=epoch)))
 
     def report_load(
-        self, tokens: int = 0, expert_rows: Sequence[int] = (), outstanding_requests: int = 0
+        self,
+        tokens: int = 0,
+        expert_rows: Sequence[int] = (),
+        outstanding_requests: int = 0,
+        decode_steps: int = 0,
+        decode_part_ms: Mapping[str, float] | None = None,
     ) -> None:
         """Replaces this member's load figures; sent within LOAD_INTERVAL_S. Cheap enough for every step.
 
-        `tokens` and `expert_rows` (routers: flattened [MoE layer, logical expert]) count since the
-        process's start, `outstanding_requests` (gateways) are those admitted and not finished.
+        `tokens`, `expert_rows` (routers: flattened [MoE layer, logical expert]) and the profile of decode
+        steps count since the process's start, `outstanding_requests` (gateways) are those admitted and
+        not finished.
         """
-        report = pb.LoadReport(
-            tokens=tokens, expert_rows=expert_rows, outstanding_requests=outstanding_requests
-        )
-        self._call(self._on_load, report)
+        load = Load(tokens, tuple(expert_rows), outstanding_requests, decode_steps, decode_part_ms or {})
+        self._call(self._on_load, load)
 
     def leave(self) -> None:
         """Asks to leave; on_excluded(LEFT_AS_ASKED) tells when the process may end."""
@@ -203,8 +208,8 @@ class MemberClient:
         self._wants_to_leave = True
         self._enqueue(pb.MemberMessage(leaving=pb.Leaving()))
 
-    def _on_load(self, report: pb.LoadReport) -> None:
-        self._load = report
+    def _on_load(self, load: Load) -> None:
+        self._load = load
         if self._load_timer is None:
             assert self._loop is not None
             self._load_timer = self._loop.call_later(LOAD_INTERVAL_S, self._send_load)
@@ -212,7 +217,7 @@ class MemberClient:
     def _send_load(self) -> None:
         self._load_timer = None
         if self._load is not None:
-            self._enqueue(pb.MemberMessage(load=self._load))
+            self._enqueue(pb.MemberMessage(load=load_to_proto(self._load)))
 
     # ------------------------------------------------------------------ the stream
 
@@ -280,46 +285,47 @@ class MemberClient:
     # ------------------------------------------------------------------ receiving
 
     def _receive(self, message: pb.CoordinatorMessage) -> None:
+        assert self._events is not None
         try:
-            self._handle(message)
+            self._handle(message, self._events)
         except Exception:
             logger.exception("a callback failed for %s", message.WhichOneof("message"))
             if message.WhichOneof("message") == "prepare":
                 self.prepare_failed(message.prepare.generation.number, "its callback failed, see its log")
 
-    def _handle(self, message: pb.CoordinatorMessage) -> None:
+    def _handle(self, message: pb.CoordinatorMessage, events: MemberEvents) -> None:
         match message.WhichOneof("message"):
             case "prepare":
-                self._on_prepare(generation_from_proto(message.prepare.generation))
+                self._on_prepare(generation_from_proto(message.prepare.generation), events)
             case "live":
                 number = message.live.generation
                 if number == self._generation and number not in (self._live, self._abandoning):
                     self._live = number
                     self._epoch = 0
-                    self._events.on_live(number)
+                    events.on_live(number)
             case "abandon":
-                self._on_abandon(message.abandon.generation, message.abandon.reason)
+                self._on_abandon(message.abandon.generation, message.abandon.reason, events)
             case "wake":
                 wake = message.wake
                 if wake.generation == self._live != self._abandoning and wake.epoch > self._epoch:
                     self._epoch = wake.epoch
-                    self._events.on_wake(wake.generation, wake.epoch)
+                    events.on_wake(wake.generation, wake.epoch)
             case "topology":
-                self._events.on_topology(message.topology)
+                events.on_topology(message.topology)
             case "excluded":
                 self._out = True
-                self._events.on_excluded(message.excluded.reason)
+                events.on_excluded(message.excluded.reason)
             case "drain":
-                self._events.on_drain()
+                events.on_drain()
 
-    def _on_prepare(self, generation: Generation) -> None:
+    def _on_prepare(self, generation: Generation, events: MemberEvents) -> None:
         if generation.number > self._seen_generation:
             self._generation = self._seen_generation = generation.number
-            self._events.on_prepare(generation)
+            events.on_prepare(generation)
 
-    def _on_abandon(self, number: int, reason: str) -> None:
+    def _on_abandon(self, number: int, reason: str, events: MemberEvents) -> None:
         if number != self._generation:
             self._on_abandoned(number)
         elif number != self._abandoning:
             self._abandoning = number
-            self._events.on_abandon(number, reason)
+            events.on_abandon(number, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.types import Generation, MemberInfo, Placement, Role
 from expertmesh.proto.v1 import internal_pb2 as pb
 
@@ -88,4 +89,25 @@ def generation_from_proto(message: pb.GenerationSpec) -> Generation:
             tuple(tuple(tuple(slots.experts) for slots in layer.hosts) for layer in message.placement)
         ),
         store_address=message.store_address,
+    )
+
+
+def load_to_proto(load: Load) -> pb.LoadReport:
+    """A member's load figures."""
+    return pb.LoadReport(
+        tokens=load.tokens,
+        expert_rows=load.expert_rows,
+        outstanding_requests=load.outstanding_requests,
+        decode_profile=pb.StepProfile(steps=load.decode_steps, part_ms=load.decode_part_ms),
+    )
+
+
+def load_from_proto(message: pb.LoadReport) -> Load:
+    """A member's load figures as they were sent."""
+    return Load(
+        tokens=message.tokens,
+        expert_rows=tuple(message.expert_rows),
+        outstanding_requests=message.outstanding_requests,
+        decode_steps=message.decode_profile.steps,
+        decode_part_ms=dict(message.decode_profile.part_ms),
     )

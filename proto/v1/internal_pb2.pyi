@@ -233,14 +233,31 @@ class Leaving(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("tokens", "expert_rows", "outstanding_requests")
+    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PROFILE_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     outstanding_requests: int
-    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ...) -> None: ...
+    decode_profile: StepProfile
+    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ...) -> None: ...
+
+class StepProfile(_message.Message):
+    __slots__ = ("steps", "part_ms")
+    class PartMsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PART_MS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    part_ms: _containers.ScalarMap[str, float]
+    def __init__(self, steps: _Optional[int] = ..., part_ms: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GenerationSpec(_message.Message):
     __slots__ = ("number", "members", "placement", "store_address")
@@ -345,7 +362,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +370,7 @@ class TopologyUpdate(_message.Message):
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PROFILES_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -360,7 +378,8 @@ class TopologyUpdate(_message.Message):
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     draining: bool
     outstanding_requests: int
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ...) -> None: ...
+    decode_profiles: _containers.RepeatedCompositeFieldContainer[StepProfile]
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()

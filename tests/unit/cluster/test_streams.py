@@ -26,7 +26,7 @@ class FakeMember:
 
     def __init__(self, info: MemberInfo, find: Callable[[], Awaitable[str]]) -> None:
         self.info = info
-        self.client = MemberClient(info, find, self, heartbeat_s=0.05)
+        self.client = MemberClient(info, find, heartbeat_s=0.05)
         self.generations: list[Generation] = []
         self.live = 0
         self.epochs: list[tuple[int, int]] = []
@@ -108,7 +108,7 @@ class Deployment:
     async def join(self, info: MemberInfo) -> FakeMember:
         fake = FakeMember(info, self.find)
         self.members.append(fake)
-        await fake.client.start()
+        await fake.client.start(fake)
         return fake
 
     async def state(self) -> pb.TopologyUpdate:
@@ -145,7 +145,7 @@ def test_first_generation_wakes_and_counts(member: Callable[[str], MemberInfo]) 
             for m in (r0, e0, e1):
                 await m.until(lambda m=m: m.live == 1)
             generation = r0.generations[-1]
-            assert [m.incarnation for m in generation.members][0] == "r0"
+            assert generation.members[0] == member("r0")
             assert generation == e0.generations[-1] == e1.generations[-1]
             assert generation.store_address == "r0:2"
             assert generation.placement == contiguous_placement(N_LAYERS, N_EXPERTS, 2)
@@ -159,12 +159,14 @@ def test_first_generation_wakes_and_counts(member: Callable[[str], MemberInfo]) 
             r0.client.wake_request(1, 2)
             await e1.until(lambda: e1.epochs == [(1, 1), (1, 2)])
 
-            r0.client.report_load(tokens=7, expert_rows=list(range(10)))
+            r0.client.report_load(7, list(range(10)), decode_steps=2, decode_part_ms={"gate": 0.5})
             e0.client.report_load(tokens=3)
             gateway.client.report_load(outstanding_requests=4)
             async with asyncio.timeout(WAIT_S):
                 while (state := await d.state()).outstanding_requests != 4 or 7 not in state.tokens:
                     await asyncio.sleep(0.05)
+            assert state.decode_profiles[0].steps == 2
+            assert dict(state.decode_profiles[0].part_ms) == {"gate": 0.5}
             assert list(state.expert_rows) == list(range(10))
             assert (await gateway.client.get_state()).tokens == state.tokens
 

@@ -1,0 +1,127 @@
+"""The coordinator as a Ray actor: named, detached, restarted for as long as it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+import ray
+
+from expertmesh.cluster.coordinator import Coordinator, rules_of
+from expertmesh.cluster.member import FindCoordinator
+from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.models.checkpoint import check_checkpoint
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "expertmesh"
+LINGER_S = 60.0
+"""The coordinator ends when no member has been connected for this long, after there was one."""
+ANSWER_S = 30.0
+"""For one call of the actor; its process may have to be started."""
+
+
+class CoordinatorActor:
+    """Serves the coordinator's gRPC on this node.
+
+    Args:
+        config_json: the `DeploymentConfig`.
+        n_moe_layers: layers with routed experts.
+        n_experts: routed experts of each.
+        linger_s: see LINGER_S.
+    """
+
+    def __init__(self, config_json: str, n_moe_layers: int, n_experts: int, linger_s: float) -> None:
+        config = DeploymentConfig.model_validate_json(config_json)
+        place = partial(contiguous_placement, n_moe_layers, n_experts)
+        self._coordinator = Coordinator(rules_of(config), place)
+        self._linger_s = linger_s
+        self._starting: asyncio.Task[str] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def address(self) -> str:
+        """HOST:PORT of the gRPC server, which the first call starts."""
+        if self._starting is None:
+            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            self._starting = asyncio.create_task(self._coordinator.start(host))
+            self._watching = asyncio.create_task(self._end_when_deserted())
+        return await asyncio.shield(self._starting)
+
+    async def _end_when_deserted(self) -> None:
+        await self._coordinator.wait_until_deserted(self._linger_s)
+        logger.info("no member for %g s: the coordinator ends", self._linger_s)
+        await self._coordinator.stop()
+        # Leaving by itself for good: an exit of the process would be a crash, and Ray would restart it.
+        await asyncio.to_thread(ray.kill, ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def actor_name(app_name: str) -> str:
+    """The actor's name in NAMESPACE."""
+    return f"{app_name}:coordinator"
+
+
+def coordinator_finder(config: DeploymentConfig) -> FindCoordinator:
+    """What a member's client asks for the coordinator's address, before every connection."""
+    return partial(find_coordinator, config)
+
+
+async def find_coordinator(config: DeploymentConfig, linger_s: float = LINGER_S) -> str:
+    """The coordinator's HOST:PORT; starts the actor when there is none.
+
+    Raises:
+        CheckpointError: the actor had to be started, and the checkpoint cannot be served.
+        ray.exceptions.RayError: the actor is just restarting or has died; ask again.
+        TimeoutError: it did not answer within ANSWER_S.
+    """
+    actor = await asyncio.to_thread(_get_or_create, config, linger_s)
+    async with asyncio.timeout(ANSWER_S):
+        address: str = await actor.address.remote()
+    return address
+
+
+def coordinator_address(app_name: str, timeout_s: float = ANSWER_S) -> str:
+    """The HOST:PORT of a running deployment's coordinator.
+
+    Raises:
+        LookupError: no deployment of this name runs on the cluster.
+        ray.exceptions.RayError: the coordinator is just restarting, or did not answer in time.
+    """
+    actor = _get(app_name)
+    if actor is None:
+        raise LookupError(f"no deployment {app_name!r} runs on this Ray cluster")
+    address: str = ray.get(actor.address.remote(), timeout=timeout_s)
+    return address
+
+
+def stop_coordinator(app_name: str) -> None:
+    """Ends a deployment's coordinator for good, if there is one."""
+    actor = _get(app_name)
+    if actor is not None:
+        ray.kill(actor, no_restart=True)
+
+
+def _get(app_name: str) -> Any | None:
+    try:
+        return ray.get_actor(actor_name(app_name), namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _get_or_create(config: DeploymentConfig, linger_s: float) -> Any:
+    actor = _get(config.name)
+    if actor is not None:
+        return actor
+    spec = check_checkpoint(config.model.path)
+    actor_class: Any = ray.remote(CoordinatorActor)
+    options = actor_class.options(
+        name=actor_name(config.name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+    )
+    return options.remote(config.model_dump_json(), len(spec.moe_layers), spec.n_experts, linger_s)
