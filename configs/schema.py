@@ -134,11 +134,20 @@ class ShutdownConfig(Section):
     drain_s: float = Field(default=30.0, ge=0)
 
 
-class EndpointConfig(Section):
-    """Where a proxy listens."""
+class HttpConfig(Section):
+    """Where Serve's HTTP proxy listens."""
 
     host: str = "127.0.0.1"
-    port: int = Field(ge=0, le=65535)
+    """The interface; `0.0.0.0` for all."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0: `expertmesh serve` picks a free one."""
+
+
+class GrpcConfig(Section):
+    """Where Serve's gRPC proxy listens: on every interface, Serve has no choice of one."""
+
+    port: int = Field(default=9000, ge=0, le=65535)
+    """0: `expertmesh serve` picks a free one."""
 
 
 class DeploymentConfig(Section):
@@ -147,6 +156,7 @@ class DeploymentConfig(Section):
     name: str = Field(default="expertmesh", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The Serve application's name."""
     device: DeviceKind = "cpu"
+    """What routers and expert hosts compute on; with `cuda`, give them `gpus` too."""
     model: ModelConfig
     gateway: GatewayConfig = GatewayConfig()
     router: RouterConfig = RouterConfig()
@@ -156,8 +166,8 @@ class DeploymentConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     failure: FailureConfig = FailureConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
-    http: EndpointConfig = EndpointConfig(port=8000)
-    grpc: EndpointConfig = EndpointConfig(port=9000)
+    http: HttpConfig = HttpConfig()
+    grpc: GrpcConfig = GrpcConfig()
 
     @property
     def served_name(self) -> str:

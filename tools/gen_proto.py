@@ -16,7 +16,7 @@ PROTO_DIR = Path("expertmesh/proto/v1")
 
 
 def generate(out: Path) -> list[Path]:
-    """Writes `_pb2.py`, `_pb2.pyi` and `_pb2_grpc.py` of every `.proto` under `out`; returns the `.proto` files."""
+    """Writes `_pb2.py`, `_pb2.pyi` and `_pb2_grpc.py` of every `.proto` under `out`; returns the protos."""
     protos = sorted((SRC / PROTO_DIR).glob("*.proto"))
     (out / PROTO_DIR).mkdir(parents=True, exist_ok=True)
     command = [

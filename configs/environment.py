@@ -1,0 +1,23 @@
+"""The one place that reads the process environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+RAY_ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Ray's own variable: the cluster to join, HOST:PORT; `auto` finds one on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment of a process says to expertmesh."""
+
+    ray_address: str | None
+    """The existing Ray cluster to serve on; None: start one."""
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Reads the process environment. An empty variable counts as absent; so does `local`."""
+        address = os.environ.get(RAY_ADDRESS_VARIABLE, "").strip()
+        return cls(ray_address=address if address not in ("", "local") else None)
