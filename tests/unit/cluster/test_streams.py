@@ -8,76 +8,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import grpc.aio
+from fake_member import WAIT_S, FakeMember, member_info
 
 from expertmesh.cluster.coordinator import Coordinator
-from expertmesh.cluster.member import MemberClient
 from expertmesh.cluster.membership import LEFT_AS_ASKED, MembershipRules
 from expertmesh.cluster.placement import contiguous_placement
-from expertmesh.cluster.types import Generation, MemberInfo
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc
 
 N_LAYERS, N_EXPERTS = 2, 5
-WAIT_S = 20.0
-
-
-class FakeMember:
-    """Follows the protocol as a router or host does, without computing anything."""
-
-    def __init__(self, info: MemberInfo, find: Callable[[], Awaitable[str]]) -> None:
-        self.info = info
-        self.client = MemberClient(info, find, heartbeat_s=0.05)
-        self.generations: list[Generation] = []
-        self.live = 0
-        self.epochs: list[tuple[int, int]] = []
-        self.topologies: list[pb.TopologyUpdate] = []
-        self.excluded: str | None = None
-        self.drains = 0
-        self.mute_abandon = False
-        self.changed = asyncio.Condition()
-
-    def _notify(self) -> None:
-        async def notify() -> None:
-            async with self.changed:
-                self.changed.notify_all()
-
-        self._task = asyncio.create_task(notify())
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S), self.changed:
-            await self.changed.wait_for(condition)
-
-    def on_prepare(self, generation: Generation) -> None:
-        self.generations.append(generation)
-        asyncio.get_running_loop().run_in_executor(None, self.client.prepared, generation.number)
-        self._notify()
-
-    def on_live(self, number: int) -> None:
-        self.live = number
-        self._notify()
-
-    def on_abandon(self, number: int, reason: str) -> None:
-        self.live = 0
-        if not self.mute_abandon:
-            self.client.abandoned(number)
-        self._notify()
-
-    def on_wake(self, number: int, epoch: int) -> None:
-        self.epochs.append((number, epoch))
-        self._notify()
-
-    def on_topology(self, update: pb.TopologyUpdate) -> None:
-        self.topologies.append(update)
-        self._notify()
-
-    def on_excluded(self, reason: str) -> None:
-        self.live = 0
-        self.excluded = reason
-        self._notify()
-
-    def on_drain(self) -> None:
-        self.drains += 1
-        self._notify()
 
 
 class Deployment:
@@ -105,8 +44,8 @@ class Deployment:
             raise ConnectionError("no coordinator")
         return self.address
 
-    async def join(self, info: MemberInfo) -> FakeMember:
-        fake = FakeMember(info, self.find)
+    async def join(self, name: str) -> FakeMember:
+        fake = FakeMember(member_info(name), self.find)
         self.members.append(fake)
         await fake.client.start(fake)
         return fake
@@ -132,20 +71,20 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_first_generation_wakes_and_counts(member: Callable[[str], MemberInfo]) -> None:
+def test_first_generation_wakes_and_counts() -> None:
     async def scenario() -> None:
         async with deployment(1, 2) as d:
-            gateway = await d.join(member("g0"))
+            gateway = await d.join("g0")
             await gateway.until(lambda: gateway.topologies[-1:] != [])
             assert gateway.topologies[-1].state == "waiting"
             assert "0 of at least 1 routers" in gateway.topologies[-1].reason
-            e0 = await d.join(member("e0"))
-            r0 = await d.join(member("r0"))
-            e1 = await d.join(member("e1"))
+            e0 = await d.join("e0")
+            r0 = await d.join("r0")
+            e1 = await d.join("e1")
             for m in (r0, e0, e1):
                 await m.until(lambda m=m: m.live == 1)
             generation = r0.generations[-1]
-            assert generation.members[0] == member("r0")
+            assert generation.members[0] == member_info("r0")
             assert generation == e0.generations[-1] == e1.generations[-1]
             assert generation.store_address == "r0:2"
             assert generation.placement == contiguous_placement(N_LAYERS, N_EXPERTS, 2)
@@ -173,26 +112,26 @@ def test_first_generation_wakes_and_counts(member: Callable[[str], MemberInfo]) 
     run(scenario)
 
 
-def test_a_lost_host_makes_a_new_generation(member: Callable[[str], MemberInfo]) -> None:
+def test_a_lost_host_makes_a_new_generation() -> None:
     async def scenario() -> None:
         async with deployment(1, 2) as d:
-            r0, e0, e1 = [await d.join(member(n)) for n in ("r0", "e0", "e1")]
+            r0, e0, e1 = [await d.join(n) for n in ("r0", "e0", "e1")]
             await r0.until(lambda: r0.live == 1)
             await e1.client.close()
             await r0.until(lambda: r0.live == 2)
             await e0.until(lambda: e0.live == 2)
             assert r0.generations[-1].placement == contiguous_placement(N_LAYERS, N_EXPERTS, 1)
-            await d.join(member("e2"))
+            await d.join("e2")
             await r0.until(lambda: r0.live == 3)
             assert r0.generations[-1].n_experts == 2
 
     run(scenario)
 
 
-def test_silence_and_refusal_to_leave_exclude(member: Callable[[str], MemberInfo]) -> None:
+def test_silence_and_refusal_to_leave_exclude() -> None:
     async def scenario() -> None:
         async with deployment(1, 3, deadline_s=1.0) as d:
-            r0, e0, e1, e2 = [await d.join(member(n)) for n in ("r0", "e0", "e1", "e2")]
+            r0, e0, e1, e2 = [await d.join(n) for n in ("r0", "e0", "e1", "e2")]
             await e0.until(lambda: e0.live == 1)
             # e1 does not leave generation 1 when e2 dies: out after report_s.
             e1.mute_abandon = True
@@ -213,11 +152,11 @@ def test_silence_and_refusal_to_leave_exclude(member: Callable[[str], MemberInfo
     run(scenario)
 
 
-def test_coordinator_restart_goes_on_with_a_higher_number(member: Callable[[str], MemberInfo]) -> None:
+def test_coordinator_restart_goes_on_with_a_higher_number() -> None:
     async def scenario() -> None:
         async with deployment(2, 1) as d:
-            r0, r1, e0 = [await d.join(member(n)) for n in ("r0", "r1", "e0")]
-            gateway = await d.join(member("g0"))
+            r0, r1, e0 = [await d.join(n) for n in ("r0", "r1", "e0")]
+            gateway = await d.join("g0")
             for m in (r0, r1, e0):
                 await m.until(lambda m=m: m.live == 1)
             await d.stop()
@@ -231,12 +170,12 @@ def test_coordinator_restart_goes_on_with_a_higher_number(member: Callable[[str]
     run(scenario)
 
 
-def test_leaving_draining_and_desertion(member: Callable[[str], MemberInfo]) -> None:
+def test_leaving_draining_and_desertion() -> None:
     async def scenario() -> None:
         async with deployment(1, 0) as d:
             assert d.coordinator is not None
             deserted = asyncio.create_task(d.coordinator.wait_until_deserted(0.2))
-            r0, gateway = [await d.join(member(n)) for n in ("r0", "g0")]
+            r0, gateway = [await d.join(n) for n in ("r0", "g0")]
             await r0.until(lambda: r0.live == 1)
             assert r0.generations[-1].placement.n_hosts == 0
             async with grpc.aio.insecure_channel(d.address) as channel:

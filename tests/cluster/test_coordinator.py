@@ -1,0 +1,100 @@
+"""The coordinator as a real Ray actor: found, killed, restarted, and gone when nobody needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from fake_member import WAIT_S, FakeMember, member_info
+
+from expertmesh.actors.coordinator import (
+    NAMESPACE,
+    actor_name,
+    coordinator_address,
+    coordinator_finder,
+    find_coordinator,
+    stop_coordinator,
+)
+from expertmesh.configs.schema import DeploymentConfig, FailureConfig, ModelConfig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _config(name: str, checkpoint: Path) -> DeploymentConfig:
+    return DeploymentConfig(
+        name=name, model=ModelConfig(path=checkpoint), failure=FailureConfig(announce_s=0.5)
+    )
+
+
+def _pid(app_name: str) -> int:
+    actor = ray.get_actor(actor_name(app_name), namespace=NAMESPACE)
+    pid: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+    return pid
+
+
+async def _until_gone(app_name: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await asyncio.to_thread(ray.get_actor, actor_name(app_name), namespace=NAMESPACE)
+            except ValueError:
+                return
+            await asyncio.sleep(0.1)
+
+
+def test_members_go_on_after_the_coordinator_was_killed(demo_checkpoint: Path) -> None:
+    config = _config("killed", demo_checkpoint)
+
+    async def scenario() -> None:
+        members = [FakeMember(member_info(n), coordinator_finder(config)) for n in ("r0", "e0", "e1")]
+        try:
+            for m in members:
+                await m.client.start(m)
+            for m in members:
+                await m.until(lambda m=m: m.live == 1)
+            placement = members[0].generations[0].placement
+            assert placement.n_hosts == 2
+            first_address = await asyncio.to_thread(coordinator_address, "killed")
+            os.kill(await asyncio.to_thread(_pid, "killed"), signal.SIGKILL)
+            for m in members:
+                await m.until(lambda m=m: m.live == 2)
+            assert await asyncio.to_thread(coordinator_address, "killed") != first_address
+            assert {m.info.incarnation for m in members} == {
+                m.incarnation for m in members[0].generations[-1].members
+            }
+        finally:
+            for m in members:
+                await m.client.close()
+            await asyncio.to_thread(stop_coordinator, "killed")
+        await _until_gone("killed")
+        with pytest.raises(LookupError, match="killed"):
+            coordinator_address("killed")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_deserted_coordinator_ends_for_good(demo_checkpoint: Path) -> None:
+    config = _config("deserted", demo_checkpoint)
+
+    async def scenario() -> None:
+        gateway = FakeMember(member_info("g0"), partial(find_coordinator, config, linger_s=0.5))
+        await gateway.client.start(gateway)
+        await gateway.until(lambda: gateway.topologies != [])
+        await gateway.client.close()
+        await _until_gone("deserted")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
