@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from expertmesh.cluster.load import Load
+from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, MemberInfo
 from expertmesh.cluster.wire import generation_from_proto, hello_to_proto, load_to_proto
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -91,12 +92,7 @@ class MemberClient:
         self._outbox: asyncio.Queue[pb.MemberMessage] | None = None
         """None while there is no stream."""
         self._stub: Any = None
-        self._generation = 0
-        """The generation that this member runs or prepares."""
-        self._seen_generation = 0
-        self._live = 0
-        self._abandoning = 0
-        self._epoch = 0
+        self._track = GenerationTrack()
         self._wants_to_leave = False
         self._out = False
         self._load: Load | None = None
@@ -200,8 +196,7 @@ class MemberClient:
             self._outbox.put_nowait(message)
 
     def _on_abandoned(self, generation: int) -> None:
-        if generation == self._generation:
-            self._generation = self._live = self._abandoning = 0
+        self._track.abandoned(generation)
         self._enqueue(pb.MemberMessage(abandoned=pb.Abandoned(generation=generation)))
 
     def _on_leave(self) -> None:
@@ -242,7 +237,7 @@ class MemberClient:
         """Holds one stream until it ends; False when it did not come about."""
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             call = internal_pb2_grpc.MembershipStub(channel).Join()
-            hello = hello_to_proto(self._member, self._generation, self._seen_generation)
+            hello = hello_to_proto(self._member, self._track.generation, self._track.seen_generation)
             joined = False
             writer: asyncio.Task[None] | None = None
             try:
@@ -296,20 +291,24 @@ class MemberClient:
     def _handle(self, message: pb.CoordinatorMessage, events: MemberEvents) -> None:
         match message.WhichOneof("message"):
             case "prepare":
-                self._on_prepare(generation_from_proto(message.prepare.generation), events)
+                generation = generation_from_proto(message.prepare.generation)
+                if self._track.prepare(generation.number):
+                    events.on_prepare(generation)
             case "live":
-                number = message.live.generation
-                if number == self._generation and number not in (self._live, self._abandoning):
-                    self._live = number
-                    self._epoch = 0
-                    events.on_live(number)
+                if self._track.go_live(message.live.generation):
+                    events.on_live(message.live.generation)
             case "abandon":
-                self._on_abandon(message.abandon.generation, message.abandon.reason, events)
+                abandon = message.abandon
+                match self._track.abandon(abandon.generation):
+                    case AbandonNews.ASKED:
+                        events.on_abandon(abandon.generation, abandon.reason)
+                    case AbandonNews.ALREADY_OUT:
+                        self._on_abandoned(abandon.generation)
+                    case AbandonNews.ASKED_BEFORE:
+                        pass
             case "wake":
-                wake = message.wake
-                if wake.generation == self._live != self._abandoning and wake.epoch > self._epoch:
-                    self._epoch = wake.epoch
-                    events.on_wake(wake.generation, wake.epoch)
+                if self._track.wake(message.wake.generation, message.wake.epoch):
+                    events.on_wake(message.wake.generation, message.wake.epoch)
             case "topology":
                 events.on_topology(message.topology)
             case "excluded":
@@ -317,15 +316,3 @@ class MemberClient:
                 events.on_excluded(message.excluded.reason)
             case "drain":
                 events.on_drain()
-
-    def _on_prepare(self, generation: Generation, events: MemberEvents) -> None:
-        if generation.number > self._seen_generation:
-            self._generation = self._seen_generation = generation.number
-            events.on_prepare(generation)
-
-    def _on_abandon(self, number: int, reason: str, events: MemberEvents) -> None:
-        if number != self._generation:
-            self._on_abandoned(number)
-        elif number != self._abandoning:
-            self._abandoning = number
-            events.on_abandon(number, reason)
