@@ -1,0 +1,283 @@
+"""The life of a request: admitted, placed on a router, placed again when that one is lost, ended.
+
+Nothing here knows Ray, HTTP or the public gRPC: both faces call `GatewayCore.generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from expertmesh.actors.gateway.completion import Completion, CompletionSpec
+from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, ModelCard, RawRequest
+from expertmesh.actors.gateway.routers import RouterAddress, RouterPool
+from expertmesh.actors.gateway.tokenizer import TextTokenizer
+from expertmesh.actors.gateway.validation import Validator
+from expertmesh.configs.schema import LimitsConfig
+from expertmesh.engine.request import SamplingParams
+from expertmesh.proto.v1 import internal_pb2 as pb
+
+
+class GatewayCore:
+    """Everything a gateway does between its faces and the routers. Lives in one event loop.
+
+    Args:
+        card: the served model.
+        limits: the deployment's bounds.
+        lease_s: routers drop the requests of a gateway that has been silent for this long.
+        tokenizer: None when the checkpoint has none.
+        incarnation: names this gateway to the routers; drawn when empty.
+        on_outstanding: told the number of open completions whenever it changes.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        limits: LimitsConfig,
+        lease_s: float,
+        tokenizer: TextTokenizer | None = None,
+        incarnation: str = "",
+        on_outstanding: Callable[[int], None] | None = None,
+    ) -> None:
+        self.card = card
+        self.limits = limits
+        self.tokenizer = tokenizer
+        self.validator = Validator(card, limits, tokenizer)
+        self.topology = pb.TopologyUpdate(state="waiting", reason="no word from the coordinator yet")
+        self.n_outstanding = 0
+        """Completions admitted and not ended."""
+        self._incarnation = incarnation or secrets.token_hex(8)
+        self._routers = RouterPool(self._incarnation, lease_s, self._on_routers)
+        self._waiting: dict[str, Completion] = {}
+        self._draining = False
+        self._n_admitted = 0
+        self._on_outstanding = on_outstanding
+        self._status_changed = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._draining or self.topology.draining
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a new request can be generated now: a live generation, and a router that is reached."""
+        return self.topology.state == "running" and self.n_open_routers > 0 and not self.draining
+
+    @property
+    def n_open_routers(self) -> int:
+        """Routers that are reached."""
+        return self._routers.n_open
+
+    async def status_changed(self) -> None:
+        """Waits until `healthy` or `n_open_routers` may have changed."""
+        await self._status_changed.wait()
+
+    def on_topology(self, update: pb.TopologyUpdate) -> None:
+        """Takes the coordinator's word on who serves."""
+        self.topology = update
+        # While a generation forms, the last one's routers keep their requests and run on in the next.
+        routers = [m for m in update.generation.members if m.role == pb.ROLE_ROUTER]
+        if routers or update.state == "running":
+            self._routers.update(RouterAddress(m.incarnation, m.stream_address) for m in routers)
+        self._on_routers()
+
+    def drain(self) -> None:
+        """Refuses new requests from now on; running ones go on."""
+        self._draining = True
+        self._tell_status()
+
+    async def close(self) -> None:
+        """Ends the streams to the routers; requests still open wait for their deadline in vain."""
+        self._draining = True
+        await self._routers.close()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Delta], None]:
+        """Runs a request; yields what is new of its completions, whenever something is.
+
+        Closing the iterator early, or cancelling the task that waits on it, frees the request.
+
+        Raises:
+            GatewayError: QUEUE_FULL or UNAVAILABLE at the start; DEADLINE, UNAVAILABLE or INTERNAL later.
+        """
+        self._admit(request.n_completions)
+        run = _Run(self, request)
+        try:
+            while not run.ended:
+                yield await run.next()
+        finally:
+            run.close()
+
+    async def complete(self, request: GenerationRequest) -> list[Completed]:
+        """Runs a request to its end; the completions by index.
+
+        Raises:
+            GatewayError: as `generate`.
+        """
+        parts: list[list[Delta]] = [[] for _ in range(request.n_completions)]
+        async with aclosing(self.generate(request)) as stream:
+            async for deltas in stream:
+                for delta in deltas:
+                    parts[delta.index].append(delta)
+        return [_join(deltas) for deltas in parts]
+
+    async def validate(self, raw: RawRequest) -> GenerationRequest:
+        """Checks a request at the edge (see `Validator`).
+
+        Raises:
+            GatewayError: what is wrong with it.
+        """
+        self._refuse_when_draining()
+        return await self.validator.validate(raw)
+
+    def place(self, completion: Completion) -> None:
+        """Sends a completion to the least loaded router, or lets it wait for one."""
+        link = self._routers.choose() if self.topology.state == "running" else None
+        if link is None:
+            self._waiting[completion.request_id] = completion
+        else:
+            completion.place(link)
+
+    def forget(self, completion: Completion) -> None:
+        """A completion is over: it stops waiting and no longer counts."""
+        self._waiting.pop(completion.request_id, None)
+        self._count(-1)
+
+    def next_request_id(self) -> str:
+        """A name that no other request of any gateway has."""
+        self._n_admitted += 1
+        return f"{self._incarnation}-{self._n_admitted}"
+
+    def _admit(self, n_completions: int) -> None:
+        self._refuse_when_draining()
+        most = self.limits.max_queued_requests
+        if self.n_outstanding + n_completions > most:
+            message = (
+                f"the queue is full: {self.n_outstanding} of at most {most} requests are open; try again"
+            )
+            raise GatewayError(ErrorKind.QUEUE_FULL, message)
+        self._count(n_completions)
+
+    def _count(self, change: int) -> None:
+        self.n_outstanding += change
+        if self._on_outstanding is not None:
+            self._on_outstanding(self.n_outstanding)
+
+    def _tell_status(self) -> None:
+        self._status_changed.set()
+        self._status_changed = asyncio.Event()
+
+    def _refuse_when_draining(self) -> None:
+        if self.draining:
+            raise GatewayError(
+                ErrorKind.UNAVAILABLE, "the deployment is shutting down and takes no new requests"
+            )
+
+    def _on_routers(self) -> None:
+        self._tell_status()
+        waiting, self._waiting = self._waiting, {}
+        for completion in waiting.values():
+            self.place(completion)
+
+
+class _Run:
+    """A request in flight: all its completions, and the wait for their news."""
+
+    def __init__(self, core: GatewayCore, request: GenerationRequest) -> None:
+        self._core = core
+        self._request = request
+        self._ready: dict[int, Completion] = {}
+        self._has_news = asyncio.Event()
+        self._expired = False
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(request.timeout_s, self._expire)
+        self._completions = [self._new(index) for index in range(request.n_completions)]
+        self._n_open = len(self._completions)
+        for completion in self._completions:
+            core.place(completion)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every completion has given its last delta."""
+        return self._n_open == 0
+
+    async def next(self) -> list[Delta]:
+        """The next deltas, one for each completion that has news."""
+        await self._has_news.wait()
+        self._has_news.clear()
+        if self._expired:
+            raise self._timeout_error()
+        ready, self._ready = self._ready, {}
+        deltas = []
+        for completion in ready.values():
+            if completion.error is not None:
+                raise completion.error
+            delta = completion.take()
+            deltas.append(delta)
+            if completion.ended:
+                self._n_open -= 1
+                self._core.forget(completion)
+        return deltas
+
+    def close(self) -> None:
+        """Frees what is still open."""
+        self._deadline.cancel()
+        for completion in self._completions:
+            if not completion.ended:
+                completion.stop()
+                self._core.forget(completion)
+
+    def _new(self, index: int) -> Completion:
+        request, core = self._request, self._core
+        sampling = request.sampling[index % request.n]
+        if index % request.n:
+            sampling = _without_prompt_logprobs(sampling)
+        spec = CompletionSpec(
+            request_id=core.next_request_id(),
+            index=index,
+            prompt_token_ids=request.prompts[index // request.n],
+            sampling=sampling,
+            stop=request.stop,
+            eos_token_ids=request.eos_token_ids,
+        )
+        return Completion(spec, core.tokenizer, self._on_news, core.place)
+
+    def _on_news(self, completion: Completion) -> None:
+        self._ready[completion.spec.index] = completion
+        self._has_news.set()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._has_news.set()
+
+    def _timeout_error(self) -> GatewayError:
+        waited_s = self._request.timeout_s
+        if all(completion.attempt < 0 for completion in self._completions):
+            topology = self._core.topology
+            message = f"no generation was live for {waited_s:g} s ({topology.state}: {topology.reason})"
+            return GatewayError(ErrorKind.UNAVAILABLE, message)
+        n_tokens = sum(completion.n_tokens for completion in self._completions)
+        message = f"the request's deadline of {waited_s:g} s passed after {n_tokens} generated tokens"
+        return GatewayError(ErrorKind.DEADLINE, message)
+
+
+def _without_prompt_logprobs(sampling: SamplingParams) -> SamplingParams:
+    """The first completion of a prompt has them already."""
+    return replace(sampling, prompt_logprobs=None)
+
+
+def _join(deltas: list[Delta]) -> Completed:
+    last = deltas[-1]
+    assert last.finish_reason is not None
+    return Completed(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=[row for delta in deltas for row in delta.logprobs],
+        prompt_logprobs=deltas[0].prompt_logprobs,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+    )

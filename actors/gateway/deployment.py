@@ -1,0 +1,204 @@
+"""The gateway as a Serve replica: the two faces on one core, joined to the coordinator."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from fastapi import FastAPI
+from grpc_health.v1 import health_pb2
+from ray import serve
+from ray.serve.grpc_util import RayServegRPCContext
+
+from expertmesh.actors.coordinator import coordinator_finder
+from expertmesh.actors.gateway.chat_template import ChatTemplate
+from expertmesh.actors.gateway.core import GatewayCore
+from expertmesh.actors.gateway.errors import GatewayError
+from expertmesh.actors.gateway.http import build_http_app
+from expertmesh.actors.gateway.requests import ModelCard
+from expertmesh.actors.gateway.rpc import GRPC_CODE, RpcFace
+from expertmesh.actors.gateway.tokenizer import TextTokenizer
+from expertmesh.cluster.member import CoordinatorUnavailableError, MemberClient
+from expertmesh.cluster.types import Generation, MemberInfo, Role
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.models.checkpoint import check_checkpoint
+from expertmesh.proto.v1 import inference_pb2 as public
+from expertmesh.proto.v1 import internal_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SERVICER_FUNCTIONS = (
+    "expertmesh.proto.v1.inference_pb2_grpc.add_InferenceServicer_to_server",
+    "expertmesh.proto.v1.inference_pb2_grpc.add_ClusterServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
+"""What Serve's gRPC proxy has to be started with (`gRPCOptions.grpc_servicer_functions`)."""
+
+
+def gateway_class() -> type:
+    """The ingress class, ready for `serve.deployment`."""
+    ingress: type = serve.ingress()(Gateway)
+    return ingress
+
+
+def model_card(config: DeploymentConfig) -> ModelCard:
+    """What the gateway has to know of the deployment's checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be served.
+    """
+    spec = check_checkpoint(Path(config.model.path))
+    return ModelCard(
+        name=config.served_name,
+        architecture=spec.architecture,
+        vocab_size=spec.vocab_size,
+        max_context_tokens=config.model.max_context_tokens or spec.max_position_tokens,
+        eos_token_ids=frozenset(spec.eos_token_ids),
+        n_experts=spec.n_experts,
+    )
+
+
+class Gateway:
+    """The Serve ingress. Serve calls its methods by the RPCs' names, and its ASGI application for HTTP.
+
+    Args:
+        config_json: the `DeploymentConfig`.
+        children: handles of the other deployments; bound only so that Serve starts them together.
+    """
+
+    async def __init__(self, config_json: str, *children: Any) -> None:  # type: ignore[misc]
+        config = DeploymentConfig.model_validate_json(config_json)
+        path = Path(config.model.path)
+        incarnation = uuid.uuid4().hex
+        tokenizer = TextTokenizer.load(path)
+        self._template = ChatTemplate.load(path) if tokenizer else None
+        self._core = GatewayCore(
+            model_card(config), config.limits, config.failure.lease_s, tokenizer, incarnation, self._report
+        )
+        self._face = RpcFace(self._core, self._fresh_topology)
+        self._member = MemberClient(
+            MemberInfo(
+                incarnation=incarnation,
+                role=Role.GATEWAY,
+                node=ray.get_runtime_context().get_node_id(),
+                pid=os.getpid(),
+                device="cpu",
+                replica_id=serve.get_replica_context().replica_id.unique_id,
+            ),
+            coordinator_finder(config),
+            _TopologyEvents(self._core),
+            config.failure.heartbeat_s,
+        )
+        await self._member.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_http_app(self._core, self._template, self._fresh_topology)
+
+    async def __del__(self) -> None:
+        self._core.drain()
+        await self._core.close()
+        await self._member.close()
+
+    def _report(self, outstanding_requests: int) -> None:
+        self._member.report_load(outstanding_requests=outstanding_requests)
+
+    async def _fresh_topology(self) -> pb.TopologyUpdate:
+        try:
+            return await self._member.get_state()
+        except CoordinatorUnavailableError as error:  # what it last said is better than nothing
+            logger.warning("%s", error)
+            return self._core.topology
+
+    # ------------------------------------------------------------------ the RPCs, by their names
+
+    async def Generate(  # noqa: N802
+        self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
+    ) -> public.GenerateResponse:
+        return await _answer(self._face.generate(request), grpc_context)
+
+    async def GenerateStream(  # noqa: N802
+        self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncIterator[public.GenerateChunk]:
+        try:
+            async for chunk in self._face.generate_stream(request):
+                yield chunk
+        except GatewayError as error:
+            _set_status(grpc_context, error)
+            raise
+
+    async def Tokenize(  # noqa: N802
+        self, request: public.TokenizeRequest, grpc_context: RayServegRPCContext
+    ) -> public.TokenizeResponse:
+        return await _answer(self._face.tokenize(request), grpc_context)
+
+    async def ListModels(self, request: public.ListModelsRequest) -> public.ListModelsResponse:  # noqa: N802
+        return self._face.list_models()
+
+    async def GetTopology(self, request: public.GetTopologyRequest) -> public.Topology:  # noqa: N802
+        return await self._face.get_topology()
+
+    async def GetExpertLoad(self, request: public.GetExpertLoadRequest) -> public.ExpertLoad:  # noqa: N802
+        return await self._face.get_expert_load()
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthCheckResponse:
+        return await _answer(self._face.check(request), grpc_context)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        async for response in self._face.watch(request):
+            yield response
+
+
+class _TopologyEvents:
+    """What the coordinator tells a gateway (`cluster.member.MemberEvents`)."""
+
+    def __init__(self, core: GatewayCore) -> None:
+        self._core = core
+
+    def on_topology(self, update: pb.TopologyUpdate) -> None:
+        """Who serves."""
+        self._core.on_topology(update)
+
+    def on_drain(self) -> None:
+        """Stop admitting."""
+        self._core.drain()
+
+    def on_excluded(self, reason: str) -> None:
+        """This replica may be replaced already: it takes nothing more, and Serve restarts it."""
+        logger.error("excluded by the coordinator: %s", reason)
+        os._exit(1)
+
+    def on_prepare(self, generation: Generation) -> None:
+        """For routers and expert hosts."""
+
+    def on_live(self, number: int) -> None:
+        """For routers and expert hosts."""
+
+    def on_abandon(self, number: int, reason: str) -> None:
+        """For routers and expert hosts."""
+
+    def on_wake(self, number: int, epoch: int) -> None:
+        """For routers and expert hosts."""
+
+
+async def _answer(work: Awaitable[T], grpc_context: RayServegRPCContext) -> T:
+    try:
+        return await work
+    except GatewayError as error:
+        _set_status(grpc_context, error)
+        raise
+
+
+def _set_status(grpc_context: RayServegRPCContext, error: GatewayError) -> None:
+    grpc_context.set_code(GRPC_CODE[error.kind])
+    grpc_context.set_details(error.message)

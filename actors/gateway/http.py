@@ -1,0 +1,193 @@
+"""The HTTP face, as clients of OpenAI and vLLM expect it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from expertmesh.actors.gateway.chat_template import ChatTemplate
+from expertmesh.actors.gateway.core import GatewayCore
+from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.openai_render import HTTP_STATUS, Renderer, error_body
+from expertmesh.actors.gateway.openai_schema import ChatBody, CompletionBody, parse_body
+from expertmesh.actors.gateway.requests import Delta, GenerationRequest, RawRequest
+from expertmesh.actors.gateway.topology import topology_json
+from expertmesh.proto.v1 import internal_pb2 as pb
+
+T = TypeVar("T")
+
+_RETRY_AFTER_S = 1
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def build_http_app(
+    core: GatewayCore,
+    template: ChatTemplate | None,
+    fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]],
+) -> FastAPI:
+    """The application.
+
+    Args:
+        core: generates.
+        template: the checkpoint's chat template, if it has one and a tokenizer.
+        fresh_topology: asks the coordinator for its state, load figures included.
+    """
+    app = FastAPI(title="expertmesh", docs_url=None, redoc_url=None, openapi_url=None)
+    started_s = int(time.time())
+    completions = _CompletionRoutes(core, template)
+    app.add_api_route("/v1/completions", completions.completions, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/chat/completions", completions.chat, methods=["POST"], response_model=None)
+
+    def model_json() -> dict[str, Any]:
+        return {
+            "id": core.card.name,
+            "object": "model",
+            "created": started_s,
+            "owned_by": "expertmesh",
+            "max_model_len": core.card.max_context_tokens,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [model_json()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> JSONResponse:
+        core.validator.check_model(name)
+        return JSONResponse(model_json())
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        topology = core.topology
+        state = "draining" if core.draining else topology.state
+        return JSONResponse({"state": state, "reason": topology.reason}, 200 if core.healthy else 503)
+
+    @app.get("/v1/topology")
+    async def topology() -> JSONResponse:
+        return JSONResponse(topology_json(await fresh_topology(), core.card.n_experts))
+
+    @app.exception_handler(GatewayError)
+    async def on_gateway_error(request: Request, error: GatewayError) -> JSONResponse:
+        return _error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        return JSONResponse({"error": body}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_any_error(request: Request, error: Exception) -> JSONResponse:
+        return _error_response(GatewayError(ErrorKind.INTERNAL, f"{type(error).__name__}: {error}"))
+
+    return app
+
+
+class _CompletionRoutes:
+    """The two routes that generate."""
+
+    def __init__(self, core: GatewayCore, template: ChatTemplate | None) -> None:
+        self._core = core
+        self._template = template
+
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`"""
+        body = parse_body(CompletionBody, await self._read(request))
+        return await self._answer(request, body, body.to_raw())
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`"""
+        body = parse_body(ChatBody, await self._read(request))
+        return await self._answer(request, body, body.to_raw(self._template))
+
+    async def _answer(self, http: Request, body: CompletionBody | ChatBody, raw: RawRequest) -> Response:
+        core = self._core
+        request = await core.validate(raw)
+        renderer = Renderer(
+            request, core.card.name, isinstance(body, ChatBody), core.tokenizer, bool(body.return_token_ids)
+        )
+        if not body.streams:
+            completions = await _unless_disconnected(http, core.complete(request))
+            if completions is None:
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return JSONResponse(renderer.whole(completions))
+        return await self._stream(http, request, renderer, body.includes_usage)
+
+    async def _stream(
+        self, http: Request, request: GenerationRequest, renderer: Renderer, includes_usage: bool
+    ) -> Response:
+        stream = self._core.generate(request)
+        # The first news decide the status: a refusal is an HTTP error, not an event in a stream.
+        first = await _unless_disconnected(http, anext(stream))
+        if first is None:
+            await stream.aclose()
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        events = _events(first, stream, renderer, includes_usage)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+
+    async def _read(self, request: Request) -> bytes:
+        """The body, refused as soon as it is too large."""
+        most = self._core.limits.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > most:
+            raise _too_large(most)
+        parts, n_bytes = [], 0
+        async for part in request.stream():
+            n_bytes += len(part)
+            if n_bytes > most:
+                raise _too_large(most)
+            parts.append(part)
+        return b"".join(parts)
+
+
+async def _events(
+    first: list[Delta], stream: AsyncGenerator[list[Delta], None], renderer: Renderer, includes_usage: bool
+) -> AsyncIterator[str]:
+    async with aclosing(stream):
+        yield renderer.chunks(first)
+        try:
+            async for deltas in stream:
+                yield renderer.chunks(deltas)
+        except GatewayError as error:
+            body = JSONResponse(error_body(error)).body
+            yield f"data: {bytes(body).decode()}\n\n"
+        else:
+            if includes_usage:
+                yield renderer.usage_chunk()
+        yield "data: [DONE]\n\n"
+
+
+async def _unless_disconnected(http: Request, work: Awaitable[T]) -> T | None:
+    """The outcome of `work`; None, with the work cancelled, when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _too_large(most: int) -> GatewayError:
+    return GatewayError(ErrorKind.TOO_LARGE, f"the body is larger than {most} bytes")
+
+
+def _error_response(error: GatewayError) -> JSONResponse:
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.kind is ErrorKind.QUEUE_FULL else None
+    return JSONResponse(error_body(error), HTTP_STATUS[error.kind], headers)

@@ -1,0 +1,232 @@
+"""The answers of OpenAI's HTTP API: choices, logprobs, usage and errors, as plain dictionaries.
+
+Streams render one dictionary a delta, so nothing here builds pydantic models.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest
+from expertmesh.actors.gateway.tokenizer import TextTokenizer
+from expertmesh.engine.request import LogprobRow
+
+HTTP_STATUS = {
+    ErrorKind.INVALID: 400,
+    ErrorKind.MODEL_NOT_FOUND: 404,
+    ErrorKind.TOO_LARGE: 413,
+    ErrorKind.QUEUE_FULL: 429,
+    ErrorKind.UNAVAILABLE: 503,
+    ErrorKind.DEADLINE: 504,
+    ErrorKind.INTERNAL: 500,
+}
+_ERROR_TYPE = {
+    ErrorKind.INVALID: "invalid_request_error",
+    ErrorKind.MODEL_NOT_FOUND: "not_found_error",
+    ErrorKind.TOO_LARGE: "invalid_request_error",
+    ErrorKind.QUEUE_FULL: "rate_limit_error",
+    ErrorKind.UNAVAILABLE: "service_unavailable_error",
+    ErrorKind.DEADLINE: "timeout_error",
+    ErrorKind.INTERNAL: "internal_server_error",
+}
+_LEAST_LOGPROB = -9999.0
+"""JSON has no infinity; the least that clients expect."""
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+def error_body(error: GatewayError) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _ERROR_TYPE[error.kind],
+            "param": error.field,
+            "code": error.kind.value if error.kind is not ErrorKind.INVALID else None,
+        }
+    }
+
+
+def usage(request: GenerationRequest, n_completion_tokens: int) -> dict[str, int]:
+    """What a request cost."""
+    n_prompt = request.n_prompt_tokens
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion_tokens,
+        "total_tokens": n_prompt + n_completion_tokens,
+    }
+
+
+class Renderer:
+    """Renders one request's answers, in the form of completions or of chat.
+
+    Args:
+        request: what is answered.
+        model: the served model's name.
+        chat: whether the form is that of chat completions.
+        tokenizer: for the tokens' texts in logprobs.
+        with_token_ids: whether `return_token_ids` was asked for.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: str,
+        chat: bool,
+        tokenizer: TextTokenizer | None,
+        with_token_ids: bool,
+    ) -> None:
+        self._request = request
+        self._chat = chat
+        self._tokenizer = tokenizer
+        self._with_token_ids = with_token_ids
+        self._kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{request.request_id}",
+            "object": self._kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+        chunk_kind = "chat.completion.chunk" if chat else self._kind
+        self._chunk_head = _dumps({**self._head, "object": chunk_kind})[:-1]
+        self._n_chars = [0] * request.n_completions
+        self._started: set[int] = set()
+        self.n_completion_tokens = 0
+        """Over all completions, of what has been rendered."""
+
+    def whole(self, completions: Sequence[Completed]) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        self.n_completion_tokens = sum(len(completed.token_ids) for completed in completions)
+        answer = {**self._head, "choices": [self._choice(i, c) for i, c in enumerate(completions)]}
+        answer["usage"] = usage(self._request, self.n_completion_tokens)
+        if self._with_token_ids and len(self._request.prompts) == 1:
+            answer["prompt_token_ids"] = self._request.prompts[0]
+        if self._chat and self._request.sampling[0].prompt_logprobs is not None:
+            answer["prompt_logprobs"] = self._prompt_logprobs(0, completions[0].prompt_logprobs)
+        return answer
+
+    def chunks(self, deltas: Sequence[Delta]) -> str:
+        """Server-sent events for what is new."""
+        return "".join([self._event(delta) for delta in deltas])
+
+    def usage_chunk(self) -> str:
+        """The event with the stream's usage."""
+        spent = _dumps(usage(self._request, self.n_completion_tokens))
+        return f'data: {self._chunk_head},"choices":[],"usage":{spent}}}\n\n'
+
+    def _choice(self, index: int, completed: Completed) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": completed.text}
+        else:
+            choice["text"] = completed.text
+        choice["logprobs"] = self._logprobs(index, completed.token_ids, completed.logprobs)
+        choice["finish_reason"] = completed.finish_reason
+        choice["stop_reason"] = completed.stop_reason
+        if self._with_token_ids:
+            choice["token_ids"] = completed.token_ids
+            if not self._chat:
+                choice["prompt_token_ids"] = self._request.prompts[index // self._request.n]
+        if not self._chat and self._request.sampling[0].prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._prompt_logprobs(index, completed.prompt_logprobs)
+        return choice
+
+    def _event(self, delta: Delta) -> str:
+        index = delta.index
+        self.n_completion_tokens += len(delta.token_ids)
+        first = index not in self._started
+        choice: dict[str, Any] = {"index": index}
+        if self._chat:
+            choice["delta"] = (
+                {"role": "assistant", "content": delta.text} if first else {"content": delta.text}
+            )
+        else:
+            choice["text"] = delta.text
+        choice["logprobs"] = self._logprobs(index, delta.token_ids, delta.logprobs)
+        choice["finish_reason"] = delta.finish_reason
+        if delta.finish_reason is not None:
+            choice["stop_reason"] = delta.stop_reason
+        tail = ""
+        if self._with_token_ids:
+            choice["token_ids"] = delta.token_ids
+            if first and not self._chat:
+                choice["prompt_token_ids"] = self._request.prompts[index // self._request.n]
+            if not self._started and len(self._request.prompts) == 1:
+                tail = f',"prompt_token_ids":{_dumps(self._request.prompts[0])}'
+        if first:
+            self._started.add(index)
+        return f'data: {self._chunk_head},"choices":[{_dumps(choice)}]{tail}}}\n\n'
+
+    def _logprobs(
+        self, index: int, token_ids: Sequence[int], rows: Sequence[LogprobRow]
+    ) -> dict[str, Any] | None:
+        n_top = self._request.sampling[0].logprobs
+        if n_top is None:
+            return None
+        if self._chat:
+            return {"content": [self._chat_logprob(token_ids[i], row, n_top) for i, row in enumerate(rows)]}
+        tokens, offsets = [], []
+        for token_id in token_ids:
+            text = self._text(token_id)
+            tokens.append(text)
+            offsets.append(self._n_chars[index])
+            self._n_chars[index] += len(text)
+        return {
+            "text_offset": offsets,
+            "tokens": tokens,
+            "token_logprobs": [_finite(row.logprobs[0]) for row in rows],
+            "top_logprobs": [
+                {self._text(t): _finite(lp) for t, lp in reversed(_alternatives(row, n_top, True))}
+                for row in rows
+            ],
+        }
+
+    def _chat_logprob(self, token_id: int, row: LogprobRow, n_top: int) -> dict[str, Any]:
+        entry = self._chat_token(token_id, row.logprobs[0])
+        entry["top_logprobs"] = [self._chat_token(t, lp) for t, lp in _alternatives(row, n_top, False)]
+        return entry
+
+    def _chat_token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = self._text(token_id)
+        raw = self._tokenizer.piece(token_id)[1] if self._tokenizer else text.encode()
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
+
+    def _prompt_logprobs(self, index: int, rows: Sequence[LogprobRow]) -> list[Any]:
+        """vLLM's form: None for the first token, then {token id: {logprob, rank, decoded_token}}."""
+        return [None, *(self._prompt_row(row) for row in rows)] if index % self._request.n == 0 else []
+
+    def _prompt_row(self, row: LogprobRow) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        ranked = sorted(zip(row.token_ids, row.logprobs, strict=True), key=lambda e: -e[1])
+        ranks = {token_id: rank for rank, (token_id, _) in enumerate(dict(ranked).items(), 1)}
+        for position, (token_id, logprob) in enumerate(zip(row.token_ids, row.logprobs, strict=True)):
+            entries.setdefault(
+                str(token_id),
+                {
+                    "logprob": _finite(logprob),
+                    "rank": row.rank if position == 0 else ranks[token_id],
+                    "decoded_token": self._text(token_id),
+                },
+            )
+        return entries
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenizer.piece(token_id)[0] if self._tokenizer else f"token_id:{token_id}"
+
+
+def _alternatives(row: LogprobRow, n_top: int, with_chosen: bool) -> list[tuple[int, float]]:
+    """The n_top most probable tokens of a row, most probable first; the chosen one too if asked for."""
+    unique = dict(zip(row.token_ids, row.logprobs, strict=True))
+    ranked = sorted(unique.items(), key=lambda entry: -entry[1])
+    top = ranked[:n_top]
+    if with_chosen and row.token_ids[0] not in dict(top):
+        top.append((row.token_ids[0], row.logprobs[0]))
+    return top
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)

@@ -1,0 +1,89 @@
+"""The checkpoint's tokenizer: text to token ids and back, and each token's own text and bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+_LONG_TEXT_CHARS = 20_000
+"""Longer texts are encoded off the event loop."""
+
+
+class TextTokenizer:
+    """`tokenizer.json` behind the few calls that the gateway needs."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+        self._byte_level = "ByteLevel" in _decoder_types(decoder)
+        self._special_ids = frozenset(
+            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self._pieces: dict[int, tuple[str, bytes]] = {}
+
+    @classmethod
+    def load(cls, model_path: Path) -> TextTokenizer | None:
+        """The tokenizer of a checkpoint directory; None when it has none."""
+        path = model_path / "tokenizer.json"
+        return cls(Tokenizer.from_file(str(path))) if path.is_file() else None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The token ids of a text."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def is_long(self, text: str) -> bool:
+        """Whether encoding the text would hold up an event loop."""
+        return len(text) > _LONG_TEXT_CHARS
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def piece(self, token_id: int) -> tuple[str, bytes]:
+        """One token's text (U+FFFD where it is no whole character) and its bytes."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._make_piece(token_id)
+        return piece
+
+    def _make_piece(self, token_id: int) -> tuple[str, bytes]:
+        symbol = self._tokenizer.id_to_token(token_id)
+        if symbol is None:  # the embedding may have more rows than the tokenizer has tokens
+            return "", b""
+        if token_id in self._special_ids:
+            return symbol, symbol.encode()
+        if self._byte_level:
+            try:
+                raw = bytes(_BYTE_OF_CHAR[char] for char in symbol)
+            except KeyError:  # an added token, which stands in the vocabulary as it is
+                raw = symbol.encode()
+            return raw.decode("utf-8", errors="replace"), raw
+        if len(symbol) == 6 and symbol.startswith("<0x") and symbol.endswith(">"):
+            raw = bytes([int(symbol[3:5], 16)])
+            return raw.decode("utf-8", errors="replace"), raw
+        text = symbol.replace("\u2581", " ")
+        return text, text.encode()
+
+
+def _decoder_types(decoder: dict[str, object]) -> set[str]:
+    types = {str(decoder.get("type"))}
+    nested = decoder.get("decoders")
+    if isinstance(nested, list):
+        for part in nested:
+            types |= _decoder_types(part)
+    return types
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The printable stand-ins that byte-level BPE (GPT-2) writes for bytes, reversed."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()

@@ -1,0 +1,79 @@
+"""What clients see of the cluster: the live generation, its members and their load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expertmesh.proto.v1 import inference_pb2 as public
+from expertmesh.proto.v1 import internal_pb2 as pb
+
+
+def public_topology(update: pb.TopologyUpdate) -> public.Topology:
+    """The public message for the coordinator's word; members and placement of a live generation alone."""
+    topology = public.Topology(state=update.state, reason=update.reason)
+    if update.state != "running":
+        return topology
+    generation = update.generation
+    topology.generation = generation.number
+    n_routers = sum(member.role == pb.ROLE_ROUTER for member in generation.members)
+    for rank, member in enumerate(generation.members):
+        shown = public.Member(
+            rank=rank,
+            node=member.node,
+            pid=member.pid,
+            incarnation=member.incarnation,
+            device=member.device,
+            tokens=update.tokens[rank] if rank < len(update.tokens) else 0,
+        )
+        (topology.routers if member.role == pb.ROLE_ROUTER else topology.experts).append(shown)
+    for layer in generation.placement:
+        hosts = [
+            public.HostSlots(rank=n_routers + i, experts=slots.experts)
+            for i, slots in enumerate(layer.hosts)
+        ]
+        topology.placement.append(public.LayerPlacement(layer=layer.layer, hosts=hosts))
+    return topology
+
+
+def public_expert_load(update: pb.TopologyUpdate, n_experts: int) -> public.ExpertLoad:
+    """Token-expert rows of each MoE layer's `n_experts` logical experts, out of the flat totals."""
+    running = update.state == "running"
+    load = public.ExpertLoad(generation=update.generation.number if running else 0)
+    for layer in range(len(update.expert_rows) // n_experts if n_experts else 0):
+        rows = update.expert_rows[layer * n_experts : (layer + 1) * n_experts]
+        load.layers.append(public.LayerLoad(layer=layer, tokens=rows))
+    return load
+
+
+def topology_json(update: pb.TopologyUpdate, n_experts: int) -> dict[str, Any]:
+    """The body of `GET /v1/topology`."""
+    topology = public_topology(update)
+    return {
+        "generation": topology.generation,
+        "state": topology.state,
+        "reason": topology.reason,
+        "routers": [_member_json(member) for member in topology.routers],
+        "experts": [_member_json(member) for member in topology.experts],
+        "placement": [
+            {
+                "layer": layer.layer,
+                "hosts": [{"rank": host.rank, "experts": list(host.experts)} for host in layer.hosts],
+            }
+            for layer in topology.placement
+        ],
+        "expert_tokens": [
+            {"layer": layer.layer, "tokens": list(layer.tokens)}
+            for layer in public_expert_load(update, n_experts).layers
+        ],
+    }
+
+
+def _member_json(member: public.Member) -> dict[str, Any]:
+    return {
+        "rank": member.rank,
+        "node": member.node,
+        "pid": member.pid,
+        "incarnation": member.incarnation,
+        "device": member.device,
+        "tokens": member.tokens,
+    }
