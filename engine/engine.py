@@ -73,6 +73,7 @@ class RouterEngine:
         """Ends the engine thread after the step in progress."""
         self._follower.stop()
         self._thread.join(timeout_s)
+        self._follower.close(timeout_s)
 
     def submit(self, request: Request) -> None:
         """Queues a request.

@@ -43,6 +43,7 @@ class ExpertLoop:
         """Ends the thread after the step in progress."""
         self._follower.stop()
         self._thread.join(timeout_s)
+        self._follower.close(timeout_s)
 
     def check(self) -> None:
         """Raises what ended the thread, if it has ended."""

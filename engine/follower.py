@@ -7,9 +7,10 @@ generation is prepared on a thread of its own, so that neither waits for it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from expertmesh.engine.errors import GenerationLostError
 from expertmesh.engine.exchange.group import Communicator
@@ -78,6 +79,7 @@ class GenerationFollower(Generic[LinkT]):
         self._given_up: dict[int, str] = {}
         self._highest = 0
         self._stopping = False
+        self._background: list[threading.Thread] = []
 
     # ------------------------------------------------------------ messages (event loop)
 
@@ -91,9 +93,7 @@ class GenerationFollower(Generic[LinkT]):
             if number <= self._highest:
                 return
             self._highest = number
-        threading.Thread(
-            target=self._prepare, args=(number, build), name=f"prepare-{number}", daemon=True
-        ).start()
+            self._in_background(self._prepare, number, build)
 
     def on_live(self, number: int) -> None:
         """A prepared generation is live, parked at epoch 0."""
@@ -130,6 +130,19 @@ class GenerationFollower(Generic[LinkT]):
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> None:
+        """Drops what is live and prepared, once the engine thread has ended."""
+        with self._changed:
+            links = [*self._prepared.values(), *([self._live.link] if self._live else [])]
+            self._prepared.clear()
+            self._live = None
+            for link in links:
+                self._in_background(_reap, link)
+            background = list(self._background)
+        deadline_s = time.monotonic() + timeout_s
+        for thread in background:
+            thread.join(max(deadline_s - time.monotonic(), 0.0))
 
     # ------------------------------------------------------------ the engine thread
 
@@ -217,6 +230,13 @@ class GenerationFollower(Generic[LinkT]):
         else:
             _reap(link)
 
+    def _in_background(self, target: Callable[..., None], *args: Any) -> None:
+        """On a thread of its own that a stuck group may block for good."""
+        self._background = [thread for thread in self._background if thread.is_alive()]
+        thread = threading.Thread(target=target, args=args, name=f"follower-{target.__name__}", daemon=True)
+        self._background.append(thread)
+        thread.start()
+
     def _require_live(self) -> _Live[LinkT]:
         if self._live is None:
             raise GenerationLostError(0, "no generation is live")
@@ -229,7 +249,7 @@ class GenerationFollower(Generic[LinkT]):
         """The engine thread is out: drop the link (its group is reaped in the background)."""
         if self._live is not None and self._live.link.number in self._given_up:
             number = self._live.link.number
-            threading.Thread(target=_reap, args=(self._live.link,), daemon=True).start()
+            self._in_background(_reap, self._live.link)
             self._live = None
             self._reports.abandoned(number)
 

@@ -1,0 +1,72 @@
+"""A step is a transaction: abandoned after any collective and run again, nothing differs by a bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from local_deployment import LocalDeployment, Settings
+from tiny_checkpoints import KINDS, Kind
+
+from expertmesh.engine.request import Request, RequestKey, SamplingParams
+
+N_REQUESTS = 3
+
+
+def requests() -> list[Request]:
+    """Greedy and sampled, with penalties and logprobs, of unequal lengths."""
+    return [
+        Request(
+            RequestKey(f"r{i}"),
+            tuple((7 * i + 3 * t) % 97 for t in range(9 + 11 * i)),
+            SamplingParams(
+                max_tokens=5 + i,
+                temperature=0.0 if i == 0 else 0.9,
+                seed=11 * i,
+                repetition_penalty=1.3 if i == 2 else 1.0,
+                frequency_penalty=0.5 if i == 2 else 0.0,
+                logprobs=2,
+                prompt_logprobs=1,
+            ),
+        )
+        for i in range(N_REQUESTS)
+    ]
+
+
+def abort_after_each(n_collectives_a_step: int) -> Callable[[int], int | None]:
+    """Every collective of a step in turn, then one that lets whole steps pass, over and over."""
+    last = 2 * n_collectives_a_step + 1
+
+    def plan(generation: int) -> int | None:
+        return 1 + (generation - 1) % last if generation <= 2 * last else None
+
+    return plan
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "demo"])
+def test_an_interrupted_step_leaves_no_trace(
+    kind: Kind | str,
+    tiny_checkpoint: Callable[[Kind], Path],
+    demo_checkpoint: Path,
+) -> None:
+    checkpoint = demo_checkpoint if kind == "demo" else tiny_checkpoint(kind)  # type: ignore[arg-type]
+    settings = Settings(checkpoint, max_step_tokens=24, tile_rows=8)
+    with LocalDeployment(settings) as undisturbed:
+        expected = undisturbed.run(requests())
+        n_moe_layers = len(undisturbed._spec.moe_layers)
+    plan = abort_after_each(1 + 2 * n_moe_layers)
+    with LocalDeployment(settings, plan) as disturbed:
+        got = disturbed.run(requests())
+
+    assert disturbed.generation > 2 * n_moe_layers, "the plan must have struck in every collective"
+    assert got == expected
+    for layer, (want, have) in enumerate(
+        zip(undisturbed.routers[0].cache.layers, disturbed.routers[0].cache.layers, strict=True)
+    ):
+        assert torch.equal(want, have), f"the cache of layer {layer} differs"
+    assert disturbed.routers[0].sampler.logits.keys() == undisturbed.routers[0].sampler.logits.keys()
+    for place, logits_V in undisturbed.routers[0].sampler.logits.items():
+        assert torch.equal(logits_V, disturbed.routers[0].sampler.logits[place]), place
+    assert disturbed.routers[0].blocks.n_used == 0
