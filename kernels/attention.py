@@ -20,6 +20,8 @@ from expertmesh.kernels.tiles import n_tiles
 
 _MAX_SCORES = 1 << 24
 """Scores (fp32) held at once; longer chunks are computed in parts."""
+_LEAST_QUERIES = 2
+"""Of one batched product in deterministic mode: a batch of one is rounded otherwise than larger ones."""
 _MAX_GATHERED_KEYS = 1 << 14
 """Keys copied out of the cache at once in deterministic mode."""
 
@@ -160,6 +162,7 @@ def _attend_in_key_tiles(
     part_queries = max(1, _MAX_GATHERED_KEYS // tile_keys)
     for start in range(0, len(order), part_queries):
         part = order[start : start + part_queries]
+        part += part[-1:] * (_LEAST_QUERIES - len(part))
         rows = _index(part, q_THC)
         tables_TB = keys.block_tables_SB[_index([sequence_of[t] for t in part], q_THC)]
         out_THV[rows] = _online_softmax(q_THC[rows], keys, tables_TB, [last_of[t] for t in part], tile_keys)
@@ -178,7 +181,7 @@ def _online_softmax(
     out_THV = torch.zeros(n_queries, n_heads, value_dim, device=device)
     n_active = n_queries
     for first_key in range(0, last[0] + 1, tile_keys):
-        while last[n_active - 1] < first_key:
+        while n_active > _LEAST_QUERIES and last[n_active - 1] < first_key:
             n_active -= 1
         active = slice(0, n_active)
         positions_L = torch.arange(first_key, first_key + tile_keys, device=device)

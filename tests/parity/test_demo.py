@@ -12,6 +12,8 @@ from tiny_checkpoints import load_reference, reference_logits
 from tokenizers import Tokenizer
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 512
 MODEL_CARD_BITS_PER_BYTE = 1.278
 

@@ -1,4 +1,4 @@
-"""Deterministic mode on a whole model: a token's logits depend only on the tokens before it, bit for bit."""
+"""Deterministic mode on a whole model: logits depend only on the tokens before them, bit for bit."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from paged_sequences import PagedSequences
 from tiny_checkpoints import KINDS, VOCAB, Kind, load_reference, reference_greedy, reference_logits
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 1e-4
 
 
