@@ -52,8 +52,7 @@ class Scheduler:
         self, blocks: BlockManager, *, max_running: int, max_step_tokens: int, max_context_tokens: int
     ) -> None:
         self._blocks = blocks
-        # Every running sequence then gets at least one token a step.
-        self._max_running = min(max_running, max_step_tokens)
+        self._max_running = max_running
         self._max_step_tokens = max_step_tokens
         self._max_context_tokens = max_context_tokens
         self._waiting: OrderedDict[RequestKey, Sequence] = OrderedDict()

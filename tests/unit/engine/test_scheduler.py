@@ -183,16 +183,30 @@ def test_the_latest_arrival_gives_way_and_keeps_its_tokens() -> None:
     assert router.scheduler.n_used_blocks == 0
 
 
-def test_a_preempted_sequence_comes_before_later_ones() -> None:
+def test_a_preempted_sequence_comes_before_those_that_waited() -> None:
+    router = Router(n_blocks=6, block_tokens=2, max_running=2)
+    for name in ("a", "bb"):
+        router.add(name, 4, max_tokens=6)
+    router.step()
+    router.add("ccc", 1)
+    first = []
+    while len(first) < 3:
+        first.extend(name for name in chunks(router.step()[0]) if name not in first)
+    assert router.scheduler.n_preemptions == 1
+    assert first == ["a", "bb", "ccc"]
+
+
+def test_a_preempted_sequence_is_cancelled_as_any_other() -> None:
     router = Router(n_blocks=6, block_tokens=2)
     for name in ("a", "bb"):
         router.add(name, 4, max_tokens=6)
     while not router.scheduler.n_preemptions:
         router.step()
-    router.add("ccc", 1)
-    while "ccc" not in (batch := chunks(router.step()[0])):
-        assert "bb" not in batch or "ccc" not in batch
-    assert "bb" in batch
+    assert router.scheduler.load() == RouterLoad(1, 1, 7)
+    router.scheduler.cancel(RequestKey("bb"))
+    assert [n.finish_reason for n in router.drain()["bb"]] == ["cancelled"]
+    assert router.scheduler.n_used_blocks == 0
+    assert router.scheduler.load() == RouterLoad()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +315,19 @@ def test_prompt_scores_come_once_after_a_preemption() -> None:
     news = router.drain()
     assert router.scheduler.n_preemptions == 1
     assert [(n.prompt_index, len(n.prompt_logprobs)) for n in news["bb"] if n.prompt_logprobs] == [(1, 3)]
+
+
+def test_prompt_scores_come_once_after_a_preemption_inside_the_prompt() -> None:
+    router = Router(n_blocks=6, block_tokens=2, max_step_tokens=3)
+    router.add("a", 3, max_tokens=8)
+    request = router.add("bb", 8, max_tokens=2, prompt_logprobs=0)
+    news = router.drain()["bb"]
+    assert router.scheduler.n_preemptions == 1
+    marks = {n.prompt_index + i: row.logprobs[0] for n in news for i, row in enumerate(n.prompt_logprobs)}
+    assert sum(len(n.prompt_logprobs) for n in news) == 7
+    assert marks == {p: prompt_mark(request.prompt_token_ids, p) for p in range(1, 8)}
+    assert next(n.prompt_index for n in news if n.prompt_logprobs) == 1
+    assert tokens(news) == expected_output(request, CONTEXT)[0]
 
 
 def test_a_resumed_request_has_had_its_prompt_scores() -> None:

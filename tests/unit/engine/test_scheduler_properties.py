@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from history_model import VOCAB_SIZE, HistoryModel, expected_output, prompt_mark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expertmesh.engine.block_manager import BlockManager
-from expertmesh.engine.request import Request, RequestKey, SamplingParams, SequenceNews
+from expertmesh.engine.request import Request, RequestKey, RouterLoad, SamplingParams, SequenceNews
 from expertmesh.engine.scheduler import Scheduler
 
 
@@ -34,7 +35,7 @@ class Seen:
             self.error = news.error
 
 
-token_lists = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=14)
+token_lists = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=12)
 requests = st.builds(
     lambda prompt, output, extra, stop, scored, penalty: (
         prompt,
@@ -46,7 +47,7 @@ requests = st.builds(
     ),
     token_lists,
     token_lists.map(lambda ids: ids[:3]),
-    st.integers(0, 9),
+    st.integers(0, 12),
     st.frozensets(st.integers(0, VOCAB_SIZE - 1), max_size=2),
     st.booleans(),
     st.sampled_from([1.0, 1.2]),
@@ -62,12 +63,13 @@ actions = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    n_blocks=st.integers(1, 12),
-    block_tokens=st.integers(1, 4),
+    n_blocks=st.integers(3, 12),
+    block_tokens=st.integers(1, 3),
     max_running=st.integers(1, 5),
     max_step_tokens=st.integers(1, 16),
     max_context_tokens=st.integers(4, 30),
-    plan=st.lists(actions, max_size=60),
+    first=st.lists(requests, min_size=2, max_size=6),
+    plan=st.lists(actions, max_size=40),
 )
 def test_every_request_ends_once_with_its_own_tokens(
     n_blocks: int,
@@ -75,7 +77,8 @@ def test_every_request_ends_once_with_its_own_tokens(
     max_running: int,
     max_step_tokens: int,
     max_context_tokens: int,
-    plan: list[tuple],  # type: ignore[type-arg]
+    first: list[tuple[Any, ...]],
+    plan: list[tuple[Any, ...]],
 ) -> None:
     blocks = BlockManager(n_blocks, block_tokens)
     scheduler = Scheduler(
@@ -115,7 +118,7 @@ def test_every_request_ends_once_with_its_own_tokens(
         assert blocks.n_free + blocks.n_used == n_blocks
         return batch.n_tokens
 
-    for action in plan:
+    for action in [*(("add", request) for request in first), *plan]:
         if action[0] == "add":
             prompt, output, max_tokens, stop, scored, penalty = action[1]
             params = SamplingParams(
@@ -140,6 +143,7 @@ def test_every_request_ends_once_with_its_own_tokens(
     deliver(scheduler.take_news())
 
     assert blocks.n_free == n_blocks
+    assert scheduler.load() == RouterLoad()
     for request in added:
         check_end(
             request, seen[request.key], request.key in cancelled, blocks.capacity_tokens, max_context_tokens
