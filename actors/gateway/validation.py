@@ -47,10 +47,6 @@ class Validator:
                 "request_id", f"has {len(raw.request_id)} characters, at most {_MAX_REQUEST_ID_CHARS}"
             )
         _check_client_deadline(raw.timeout_s)
-        if raw.params.stop and self._tokenizer is None:
-            raise invalid(
-                "stop", f"the checkpoint of {self._card.name!r} has no tokenizer: use stop_token_ids"
-            )
         check = _ParamCheck(raw, self._limits, self._card)
         n = check.n()
         self._check_count(raw, n)
@@ -58,6 +54,10 @@ class Validator:
         prompts = [await self._token_ids(prompt, field, raw.adds_special_tokens) for prompt in raw.prompts]
         max_tokens = check.max_tokens(max(len(prompt) for prompt in prompts), field)
         sampling = check.sampling(max_tokens)
+        if raw.params.stop and self._tokenizer is None:
+            raise invalid(
+                "stop", f"the checkpoint of {self._card.name!r} has no tokenizer: use stop_token_ids"
+            )
         timeout_s = self._limits.request_timeout_s
         return GenerationRequest(
             request_id=raw.request_id or secrets.token_hex(16),

@@ -289,7 +289,9 @@ def http_server() -> Callable[..., Any]:
 
     @asynccontextmanager
     async def serve(app: Any) -> AsyncIterator[str]:
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+        )
         task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.005)

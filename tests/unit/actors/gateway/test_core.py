@@ -285,7 +285,7 @@ async def test_the_deadline_ends_a_request_and_frees_it(gateway, raw):
     router = await gateway.router()
     router.go.clear()
     core = await gateway.serving(router)
-    with pytest.raises(GatewayError, match="deadline of 0.1 s") as caught:
+    with pytest.raises(GatewayError, match=r"deadline of 0\.1 s") as caught:
         await run(core, raw(timeout_s=0.1))
     assert caught.value.kind is ErrorKind.DEADLINE
     await router.until(lambda r: len(r.cancels) == 1)

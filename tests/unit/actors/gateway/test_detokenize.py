@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expertmesh.actors.gateway.detokenize import IncrementalDecoder, StopMatcher
-
 
 TEXTS = ["plain words", "你好, 世界", "a🙂b", "é", "tab\tand\nline", "👩‍👩‍👧"]
 
@@ -75,7 +76,7 @@ def test_stop_strings_are_found_wherever_the_text_is_cut(text, stops, cuts):
     borders = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     matcher = StopMatcher(stops)
     shown, found = "", None
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         sure, found = matcher.push(text[start:end])
         shown += sure
         if found is not None:
