@@ -59,7 +59,11 @@ def exponential(seeds_N: Tensor, positions_N: Tensor, vocab_size: int) -> Tensor
     argmax(p / noise) draws a token with probability p: the Gumbel-max trick without its second
     logarithm. Small values, which decide the draw, keep fp32's full relative precision.
     """
-    bits_NV = random_bits(seeds_N, positions_N, vocab_size)
+    return exponential_of(random_bits(seeds_N, positions_N, vocab_size))
+
+
+def exponential_of(bits_NV: Tensor) -> Tensor:
+    """Exponential(1) noise, fp32, out of 64 random bits each."""
     u_NV = _shift_right(bits_NV, 1).to(torch.float32).mul_(2.0**-63)
     return u_NV.clamp_(2.0**-64, 1.0 - 2.0**-24).neg_().log1p_().neg_()
 

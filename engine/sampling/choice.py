@@ -57,7 +57,7 @@ def _draw(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
         [max(s.params.temperature, _MIN_TEMPERATURE) for s in sequences], dtype=torch.float32, device=device
     )
     probs_MV = torch.softmax(logits_MV / temperatures_M[:, None], dim=-1)
-    _truncate_(probs_MV, [s.params for s in sequences])
+    truncate_(probs_MV, [s.params for s in sequences])
     noise_MV = exponential(
         seeds_tensor([s.params.seed for s in sequences], device),
         torch.tensor([s.n_context + s.n_tokens for s in sequences], dtype=torch.int64, device=device),
@@ -66,7 +66,7 @@ def _draw(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
     return probs_MV.div_(noise_MV).argmax(dim=-1)
 
 
-def _truncate_(probs_MV: Tensor, params: Seq[SamplingParams]) -> None:
+def truncate_(probs_MV: Tensor, params: Seq[SamplingParams]) -> None:
     """Sets to 0, in place, what top-k, top-p (of what top-k left) and min-p exclude.
 
     Each keeps the tokens down to some probability, ties included, so that a row's tokens need no
