@@ -148,7 +148,8 @@ def _validate(
 def _explain(details: ErrorDetails, source: str, sources: Mapping[str, str]) -> Problem:
     keys = [str(part) for part in details["loc"]]
     dotted = ".".join(keys)
-    source = sources.get(dotted, source)
+    by_override = (text for key, text in sources.items() if key == dotted or key.startswith(f"{dotted}."))
+    source = next(by_override, source)
     if details["type"] == "extra_forbidden":
         return Problem(source, dotted, f"unknown key; the nearest valid one is `{_nearest(keys)}`")
     if details["type"] == "missing":

@@ -1,0 +1,102 @@
+"""What a deployment's user reads in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.models.spec import ModelSpec
+from expertmesh.proto.v1 import inference_pb2 as pb
+
+LOOPBACK = "127.0.0.1"
+EVERY_INTERFACE = ("", "0.0.0.0", "::")
+
+
+def http_address(config: DeploymentConfig) -> str:
+    """HOST:PORT at which this machine reaches the HTTP proxy."""
+    host = LOOPBACK if config.http.host in EVERY_INTERFACE else config.http.host
+    return f"{host}:{config.http.port}"
+
+
+def grpc_address(config: DeploymentConfig) -> str:
+    """HOST:PORT at which this machine reaches the gRPC proxy."""
+    return f"{LOOPBACK}:{config.grpc.port}"
+
+
+def model_line(config: DeploymentConfig, spec: ModelSpec) -> str:
+    """One line about the checkpoint."""
+    dtype = spec.dtype if config.model.dtype == "auto" else config.model.dtype
+    experts = f", {len(spec.moe_layers)} with {spec.n_experts} experts" if spec.n_experts else ""
+    return f"{config.served_name}: {spec.architecture}, {len(spec.layers)} layers{experts}, {dtype}"
+
+
+def shape_line(config: DeploymentConfig) -> str:
+    """One line about the processes."""
+    hosts = (
+        "fused (the experts live in the routers)"
+        if config.fused
+        else _count(config.experts.replicas, "expert host")
+    )
+    return (
+        f"{_count(config.gateway.replicas, 'gateway')}, {_count(config.router.replicas, 'router')}, {hosts}"
+    )
+
+
+def waiting_line(topology: pb.Topology | None, replicas: Mapping[str, tuple[int, int]]) -> str:
+    """What a start waits for.
+
+    Args:
+        topology: the gateway's word, once it answers.
+        replicas: for each Serve deployment (running, wanted).
+    """
+    parts = [f"{name} {running}/{wanted}" for name, (running, wanted) in replicas.items()]
+    if topology is not None:
+        reason = f": {topology.reason}" if topology.reason else ""
+        parts.append(f"generation {topology.state}{reason}")
+    return "loading weights and forming a generation (" + ", ".join(parts) + ")"
+
+
+def print_ready(console: Console, config: DeploymentConfig, dashboard_url: str) -> None:
+    """Endpoints and example calls."""
+    grpc, http, name = grpc_address(config), http_address(config), config.served_name
+    body = json.dumps({"prompt": "The SELECT statement", "params": {"max_tokens": 32}})
+    completion = json.dumps({"model": name, "prompt": "The SELECT statement", "max_tokens": 32})
+    openai = (
+        f"from openai import OpenAI; client = OpenAI(base_url='http://{http}/v1', api_key='-'); "
+        f"print(client.completions.create(model='{name}', prompt='The SELECT statement').choices[0].text)"
+    )
+    lines = [
+        f"[bold]gRPC[/]       {grpc}",
+        f"[bold]HTTP[/]       http://{http}/v1",
+    ]
+    if dashboard_url:
+        lines.append(f"[bold]dashboard[/]  {dashboard_url}")
+    lines += [
+        "",
+        "[bold]Try it[/]",
+        escape(f"  expertmesh generate --address {grpc} --prompt 'The SELECT statement' --max-tokens 32"),
+        escape(f"  grpcurl -plaintext -d '{body}' {grpc} expertmesh.v1.Inference/GenerateStream"),
+        escape(
+            f"  curl http://{http}/v1/completions -H 'Content-Type: application/json' -d '{completion}'"
+        ),
+        escape(f'  python -c "{openai}"'),
+        "",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def host_shares(before: Sequence[pb.Member], after: Sequence[pb.Member]) -> list[tuple[int, int, float]]:
+    """(rank, token-expert rows, share of all) that each expert host served between two topologies."""
+    known = {member.incarnation: member.tokens for member in before}
+    rows = [(member.rank, member.tokens - known.get(member.incarnation, 0)) for member in after]
+    total = sum(n for _, n in rows)
+    return [(rank, n, n / total if total else 0.0) for rank, n in rows]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
