@@ -24,9 +24,10 @@ from rich.console import Console
 from serving_bench.engine import Dtype, Engine, EngineError, EngineSettings
 from serving_bench.expertmesh_engine import ExpertmeshEngine
 from serving_bench.gate import GateError, GateResult, run_gate
+from serving_bench.llama_engine import LlamaEngine
 from serving_bench.machine import describe_machine
 from serving_bench.processors import MARKER_VARIABLE, CpuWatch
-from serving_bench.protocol import Protocol, ProtocolSettings, stop_engine
+from serving_bench.protocol import FOREIGN_CORES_LIMIT, Protocol, ProtocolSettings, stop_engine
 from serving_bench.results import as_json, build_rows, write_json
 from serving_bench.tables import markdown, render_into, terminal_tables
 from serving_bench.transformers_engine import TransformersEngine
@@ -41,8 +42,9 @@ OUTPUT_TOKENS = 64
 GATE_PROMPTS, GATE_PROMPT_TOKENS, GATE_OUTPUT_TOKENS = 8, 32, 64
 QUICK_OUTPUT_TOKENS, QUICK_GATE_PROMPTS, QUICK_GATE_OUTPUT_TOKENS = 16, 2, 8
 REDIRECTED_WIDTH = 120
+QUIET_SAMPLE_S = 2.0
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def build_engines(names: Sequence[str], overrides: Sequence[str]) -> list[Engine]:
@@ -51,11 +53,13 @@ def build_engines(names: Sequence[str], overrides: Sequence[str]) -> list[Engine
     for name in names:
         if name == TransformersEngine.name:
             engines.append(TransformersEngine())
+        elif name == LlamaEngine.name:
+            engines.append(LlamaEngine())
         elif (engine := ExpertmeshEngine.from_name(name, overrides)) is not None:
             engines.append(engine)
         else:
             raise typer.BadParameter(
-                f"unknown engine {name!r}: transformers, fused, or routers x hosts as 1x2"
+                f"unknown engine {name!r}: transformers, llama.cpp, fused, or routers x hosts as 1x2"
             )
     return engines
 
@@ -101,7 +105,7 @@ def main(
     quick: Annotated[
         bool, typer.Option(help="A minute or two: one round, short answers, no JSON.")
     ] = False,
-    engines: Annotated[str, typer.Option(help="transformers, fused, 1x2, ...")] = "transformers,fused,1x2",
+    engines: Annotated[str, typer.Option(help="Which, in their order.")] = "transformers,fused,1x2",
     concurrency: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,32",
     dtype: Annotated[str, typer.Option(help="bf16, fp32 or both.")] = "bf16",
     prompt_tokens: Annotated[
@@ -142,6 +146,8 @@ def main(
     watch = CpuWatch(marker, used_cores)
     log_folder = Path(tempfile.mkdtemp(prefix="expertmesh-benchmark-"))
     console.print(f"{machine.cpu_model}, {cores} cores; logs in {log_folder}")
+    if (foreign := watch.foreign_cores(QUIET_SAMPLE_S)) > FOREIGN_CORES_LIMIT:
+        console.print(f"[bold yellow]The machine is busy ({foreign:.2f} cores): turns will be rejected.[/]")
     base = EngineSettings(
         checkpoint=CHECKPOINT,
         dtype="fp32",
@@ -194,4 +200,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -13,7 +14,7 @@ import grpc
 
 from expertmesh.proto.v1 import inference_pb2
 from serving_bench.engine import EngineError, Prompt
-from serving_bench.sse import token_arrivals
+from serving_bench.sse import Event, openai_tokens, token_arrivals
 from serving_bench.timing import RequestTiming, WaveTiming
 
 REQUEST_DEADLINE_S = 600.0
@@ -32,34 +33,24 @@ class WaveClient(Protocol):
         ...
 
 
-class HttpClient:
-    """OpenAI's streaming completions."""
+@dataclass(frozen=True, slots=True)
+class HttpDialect:
+    """How a server wants to be asked, and where its answers have the tokens."""
 
-    def __init__(self, base_url: str, model: str) -> None:
-        self._url = f"{base_url}/v1/completions"
-        self._model = model
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=600),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S),
-        )
+    path: str
+    body: Callable[[Prompt, int], dict[str, Any]]
+    """(prompt, output tokens) to the JSON of a greedy request past end-of-sequence."""
+    tokens_of: Callable[[Event], list[int]]
+    keep_alive: bool = True
+    """Whether connections stay open between waves."""
 
-    async def run(self, prompts: Sequence[Prompt], n_out: int) -> WaveTiming:
-        """See `WaveClient`. Raises EngineError when an answer is not a stream of `n_out` tokens."""
-        bodies = [self._body(prompt, n_out) for prompt in prompts]
-        streams = await asyncio.gather(*(self._stream(body) for body in bodies))
-        requests = []
-        for submitted_s, chunks in streams:
-            times_s, token_ids = token_arrivals(chunks)
-            requests.append(checked_timing(submitted_s, times_s, token_ids, n_out))
-        return WaveTiming(tuple(requests))
 
-    async def close(self) -> None:
-        """Closes the session."""
-        await self._session.close()
+def openai_dialect(model: str) -> HttpDialect:
+    """OpenAI's streaming completions with vLLM's extensions."""
 
-    def _body(self, prompt: Prompt, n_out: int) -> bytes:
-        body: dict[str, Any] = {
-            "model": self._model,
+    def body(prompt: Prompt, n_out: int) -> dict[str, Any]:
+        return {
+            "model": model,
             "prompt": list(prompt),
             "max_tokens": n_out,
             "temperature": 0,
@@ -67,17 +58,47 @@ class HttpClient:
             "stream": True,
             "return_token_ids": True,
         }
-        return json.dumps(body).encode()
+
+    return HttpDialect("/v1/completions", body, openai_tokens)
+
+
+class HttpClient:
+    """Server-sent events over HTTP."""
+
+    def __init__(self, base_url: str, dialect: HttpDialect) -> None:
+        self._url = base_url + dialect.path
+        self._dialect = dialect
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=not dialect.keep_alive),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S),
+        )
+
+    async def run(self, prompts: Sequence[Prompt], n_out: int) -> WaveTiming:
+        """See `WaveClient`. Raises EngineError when an answer is not a stream of `n_out` tokens."""
+        bodies = [json.dumps(self._dialect.body(prompt, n_out)).encode() for prompt in prompts]
+        streams = await asyncio.gather(*(self._stream(body) for body in bodies))
+        requests = []
+        for submitted_s, chunks in streams:
+            times_s, token_ids = token_arrivals(chunks, self._dialect.tokens_of)
+            requests.append(checked_timing(submitted_s, times_s, token_ids, n_out))
+        return WaveTiming(tuple(requests))
+
+    async def close(self) -> None:
+        """Closes the session."""
+        await self._session.close()
 
     async def _stream(self, body: bytes) -> tuple[float, list[tuple[float, bytes]]]:
         chunks: list[tuple[float, bytes]] = []
         submitted_s = time.perf_counter()
         headers = {"Content-Type": "application/json"}
-        async with self._session.post(self._url, data=body, headers=headers) as response:
-            if response.status != 200:
-                raise EngineError(f"HTTP {response.status}: {(await response.text())[:500]}")
-            async for chunk in response.content.iter_any():
-                chunks.append((time.perf_counter(), chunk))
+        try:
+            async with self._session.post(self._url, data=body, headers=headers) as response:
+                if response.status != 200:
+                    raise EngineError(f"HTTP {response.status}: {(await response.text())[:500]}")
+                async for chunk in response.content.iter_any():
+                    chunks.append((time.perf_counter(), chunk))
+        except aiohttp.ClientError as error:
+            raise EngineError(f"HTTP request to {self._url} failed: {error!r}") from error
         return submitted_s, chunks
 
 

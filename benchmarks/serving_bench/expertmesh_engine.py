@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving_bench.clients import GrpcClient, HttpClient, WaveClient
+from serving_bench.clients import GrpcClient, HttpClient, WaveClient, openai_dialect
 from serving_bench.engine import EngineError, EngineSettings, Prompt, StepTotals, Transport
 from serving_bench.processes import free_ports, read_tail, wait_until
 from serving_bench.timing import WaveTiming
@@ -128,7 +128,10 @@ class ExpertmeshEngine:
         return [*own, *self._overrides]
 
     async def _connect(self, model: str, grpc_address: str) -> None:
-        self._clients = {"http": HttpClient(self._base_url, model), "grpc": GrpcClient(grpc_address)}
+        self._clients = {
+            "http": HttpClient(self._base_url, openai_dialect(model)),
+            "grpc": GrpcClient(grpc_address),
+        }
 
     async def _disconnect(self) -> None:
         clients, self._clients = self._clients, {}

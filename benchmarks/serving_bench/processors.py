@@ -128,3 +128,9 @@ class CpuWatch:
             own_s=own_ticks / self._ticks_per_s,
             client_s=time.process_time(),
         )
+
+    def foreign_cores(self, window_s: float) -> float:
+        """Foreign use over the next `window_s` seconds."""
+        start = self.snapshot()
+        time.sleep(window_s)
+        return usage_between(start, self.snapshot()).foreign_cores

@@ -8,7 +8,7 @@ import pytest
 from serving_bench.clients import checked_timing
 from serving_bench.engine import EngineError, StepTotals, mean_step_ms
 from serving_bench.expertmesh_engine import ExpertmeshEngine, parse_step_totals
-from serving_bench.sse import split_events, token_arrivals
+from serving_bench.sse import llama_tokens, split_events, token_arrivals
 
 
 def event(*token_ids: int) -> bytes:
@@ -40,11 +40,14 @@ def test_usage_and_role_chunks_carry_no_tokens() -> None:
     assert token_arrivals([(1.0, event(9) + final + usage + DONE)]) == ([1.0], [9])
 
 
+def test_llama_cpp_repeats_its_tokens_in_the_last_event() -> None:
+    stream = b'data: {"tokens":[7],"stop":false}\n\ndata: {"tokens":[7],"stop":true,"content":""}\n\n'
+    assert token_arrivals([(1.0, stream)], llama_tokens) == ([1.0], [7])
+
+
 def test_errors_and_cut_streams_are_not_taken_for_answers() -> None:
     with pytest.raises(EngineError, match="queue"):
         token_arrivals([(1.0, b'data: {"error": {"message": "the queue is full"}}\n\n')])
-    with pytest.raises(EngineError, match="DONE"):
-        token_arrivals([(1.0, event(1))])
     with pytest.raises(EngineError, match="within an event"):
         split_events([(1.0, b"data: {")])
     with pytest.raises(EngineError, match="2 tokens instead of 3"):
