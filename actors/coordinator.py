@@ -45,7 +45,7 @@ class CoordinatorActor:
     async def address(self) -> str:
         """HOST:PORT of the gRPC server, which the first call starts."""
         if self._starting is None:
-            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            host: str = ray.util.get_node_ip_address()
             self._starting = asyncio.create_task(self._coordinator.start(host))
             self._watching = asyncio.create_task(self._end_when_deserted())
         return await asyncio.shield(self._starting)

@@ -41,7 +41,7 @@ Slots = tuple[tuple[int, ...], ...]
 class ExpertHost:
     """A Serve replica that serves its slots of every generation it is a member of."""
 
-    async def __init__(self, config_json: str) -> None:
+    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
         config = DeploymentConfig.model_validate_json(config_json)
         self._runtime = ReplicaRuntime.create(config, config.experts.threads, config.experts.replicas)
         self._checkpoint = await asyncio.to_thread(Checkpoint.open, Path(config.model.path))

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import ray
 import torch
 
+from expertmesh.cluster.membership import LEFT_AS_ASKED
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.engine.exchange.group import Communicator, build_communicator
@@ -155,8 +156,9 @@ class GenerationEvents(Generic[LinkT]):
 
     def on_excluded(self, reason: str) -> None:
         """This process is out for good: another may already stand in its place."""
-        logger.error("excluded by the coordinator: %s", reason)
-        self._exit_process()
+        if reason != LEFT_AS_ASKED:
+            logger.error("excluded by the coordinator: %s", reason)
+            self._exit_process()
 
     def on_topology(self, update: Any) -> None:
         """For gateways."""

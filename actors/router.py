@@ -40,7 +40,7 @@ from expertmesh.engine.sampler import Sampler
 from expertmesh.engine.scheduler import Scheduler
 from expertmesh.models.checkpoint import Checkpoint
 from expertmesh.models.decoder import Decoder
-from expertmesh.models.experts import ExpertBank
+from expertmesh.models.experts import ExpertBank, all_experts
 from expertmesh.models.spec import ModelSpec
 from expertmesh.proto.v1 import internal_pb2_grpc as pb_grpc
 
@@ -52,7 +52,7 @@ STOP_TIMEOUT_S = 10.0
 class Router:
     """A Serve replica that computes everything but the routed experts (fused mode: those, too)."""
 
-    async def __init__(self, config_json: str) -> None:
+    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
         config = DeploymentConfig.model_validate_json(config_json)
         self._runtime = ReplicaRuntime.create(config, config.router.threads, config.router.replicas)
         self._store = Store(self._runtime.host)
@@ -126,12 +126,11 @@ class _RouterModel:
             max_tokens=self._max_context_tokens,
         )
         self._bank: ExpertBank | None = None
-        if config.fused and self._n_moe_layers:
-            everything = [range(self.spec.n_experts)] * self._n_moe_layers
+        if config.fused:
             self._bank = ExpertBank.load(
                 checkpoint,
                 self.spec,
-                everything,
+                all_experts(self.spec),
                 mode=runtime.mode,
                 dtype=self._dtype,
                 device=runtime.device,
@@ -173,7 +172,7 @@ class _RouterModel:
 
     def link(self, generation: Generation, abandoned: Callable[[], str | None]) -> StepLink:
         """What the engine steps with in a generation."""
-        if generation.n_experts == 0:
+        if self._bank is not None:
             return FusedLink(generation.number, FusedExchange(self._bank, self.spec.n_experts))
         communicator = self._runtime.communicator(generation, abandoned)
         exchange = ShardedExchange(

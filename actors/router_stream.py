@@ -47,7 +47,7 @@ class _Session:
     heard_s: float = field(default_factory=time.monotonic)
 
 
-class RouterStreamServicer(pb_grpc.RouterStreamServicer):  # type: ignore[misc]
+class RouterStreamServicer(pb_grpc.RouterStreamServicer):
     """Serves `RouterStream.Session` in the replica's event loop.
 
     Args:

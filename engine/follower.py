@@ -200,13 +200,6 @@ class GenerationFollower(Generic[LinkT]):
                 self._changed.wait()
             self._leave()
 
-    def ask_again(self) -> None:
-        """A new coordinator knows no requests for epochs: the next wait asks again."""
-        with self._changed:
-            if self._live is not None:
-                self._live.requested = self._live.epoch
-                self._changed.notify_all()
-
     @property
     def live_number(self) -> int:
         """The live generation's number, 0 for none."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from expertmesh.engine.errors import GenerationLostError
 
 WAIT_SLICE_S = 0.05
+POLL_S = 0.01
 
 # Stores and process groups without a default group: torch has them, its stubs do not.
 c10d: Any = dist
@@ -113,26 +114,32 @@ class Communicator:
 
     def _wait(self, work: Any, what: str) -> None:
         started_s = time.monotonic()
-        slice_s = timedelta(seconds=WAIT_SLICE_S)
-        while True:
+        while not self._finished(work, what, started_s):
+            self._raise_if_abandoned()
+            waited_s = time.monotonic() - started_s
+            if waited_s > self._deadline_s:
+                raise GenerationLostError(
+                    self.generation,
+                    f"rank {self.rank} waited {waited_s:.1f} s for {what} from {', '.join(self._members)}",
+                )
+        self.waited_s += time.monotonic() - started_s
+
+    def _finished(self, work: Any, what: str, started_s: float) -> bool:
+        """Waits for one slice. An operation may also finish just after its slice has run out."""
+        try:
+            work.wait(timedelta(seconds=WAIT_SLICE_S))
+        except RuntimeError:
+            if not work.is_completed():
+                return False
             try:
-                work.wait(slice_s)
+                work.wait()
             except RuntimeError as error:
-                waited_s = time.monotonic() - started_s
                 self._raise_if_abandoned()
-                if work.is_completed():
-                    raise GenerationLostError(
-                        self.generation, f"{what} broke off after {waited_s:.1f} s: {error}"
-                    ) from error
-                if waited_s > self._deadline_s:
-                    raise GenerationLostError(
-                        self.generation,
-                        f"rank {self.rank} waited {waited_s:.1f} s for {what} from "
-                        f"{', '.join(self._members)}",
-                    ) from error
-            else:
-                self.waited_s += time.monotonic() - started_s
-                return
+                waited_s = time.monotonic() - started_s
+                raise GenerationLostError(
+                    self.generation, f"{what} broke off after {waited_s:.1f} s: {error}"
+                ) from error
+        return True
 
     def _raise_if_abandoned(self) -> None:
         if self._abandoned is not None:
@@ -230,12 +237,12 @@ def _await_ready(
             )
         rank = next(iter(missing))
         try:
-            store.wait([f"ready/{rank}"], timedelta(seconds=WAIT_SLICE_S))
-        except dist.DistStoreError:
-            continue
+            if store.check([f"ready/{rank}"]):
+                del missing[rank]
+            else:
+                time.sleep(POLL_S)
         except RuntimeError as error:
             raise GenerationLostError(generation, f"the store is gone: {error}") from error
-        del missing[rank]
 
 
 def _gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str) -> Any:

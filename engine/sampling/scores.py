@@ -43,7 +43,6 @@ def _alternatives(
     top_NK = logits_NV.topk(most, dim=-1).values
     # topk alone leaves open which of several equal tokens it names.
     floors_N1 = top_NK.gather(1, (wanted_N - 1).clamp(min=0)[:, None])
-    floors_N1[wanted_N == 0] = torch.inf
     rows_C, tokens_C = (logits_NV >= floors_N1).nonzero(as_tuple=True)
     order_C = logits_NV[rows_C, tokens_C].argsort(descending=True, stable=True)
     order_C = order_C[rows_C[order_C].argsort(stable=True)]
