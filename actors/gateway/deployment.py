@@ -93,10 +93,9 @@ class Gateway:
                 replica_id=serve.get_replica_context().replica_id.unique_id,
             ),
             coordinator_finder(config),
-            _TopologyEvents(self._core),
             config.failure.heartbeat_s,
         )
-        await self._member.start()
+        await self._member.start(_TopologyEvents(self._core))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http_app(self._core, self._template, self._fresh_topology)
@@ -121,7 +120,7 @@ class Gateway:
     async def Generate(  # noqa: N802
         self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> public.GenerateResponse:
-        return await _answer(self._face.generate(request), grpc_context)
+        return await _answer(self._face.generate(request), grpc_context, public.GenerateResponse())
 
     async def GenerateStream(  # noqa: N802
         self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
@@ -130,13 +129,15 @@ class Gateway:
             async for chunk in self._face.generate_stream(request):
                 yield chunk
         except GatewayError as error:
+            # The status of a stream that ends in peace is always OK, so it has to be broken. The exception
+            # crosses to the proxy, which may not have this package: it is a built-in one.
             _set_status(grpc_context, error)
-            raise
+            raise RuntimeError(error.message) from None
 
     async def Tokenize(  # noqa: N802
         self, request: public.TokenizeRequest, grpc_context: RayServegRPCContext
     ) -> public.TokenizeResponse:
-        return await _answer(self._face.tokenize(request), grpc_context)
+        return await _answer(self._face.tokenize(request), grpc_context, public.TokenizeResponse())
 
     async def ListModels(self, request: public.ListModelsRequest) -> public.ListModelsResponse:  # noqa: N802
         return self._face.list_models()
@@ -150,7 +151,7 @@ class Gateway:
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
     ) -> health_pb2.HealthCheckResponse:
-        return await _answer(self._face.check(request), grpc_context)
+        return await _answer(self._face.check(request), grpc_context, health_pb2.HealthCheckResponse())
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest
@@ -191,12 +192,13 @@ class _TopologyEvents:
         """For routers and expert hosts."""
 
 
-async def _answer(work: Awaitable[T], grpc_context: RayServegRPCContext) -> T:
+async def _answer(work: Awaitable[T], grpc_context: RayServegRPCContext, empty: T) -> T:
+    """The answer, or an empty one under the error's status (Serve logs what is raised as a crash)."""
     try:
         return await work
     except GatewayError as error:
         _set_status(grpc_context, error)
-        raise
+        return empty
 
 
 def _set_status(grpc_context: RayServegRPCContext, error: GatewayError) -> None:
