@@ -52,7 +52,7 @@ def run(sampler: Sampler, sequences: list[ScheduledSequence], logits: list[Tenso
     return list(sampler(StepBatch(tuple(sequences)), lambda wanted: rows[wanted]).results)
 
 
-@pytest.mark.parametrize("vocab_size", [97, 5003, 32000])
+@pytest.mark.parametrize("vocab_size", [97, 32001])
 def test_a_row_is_bit_equal_alone_and_among_31_others(vocab_size: int) -> None:
     sampler = Sampler(vocab_size, CPU)
     generator = torch.Generator().manual_seed(9)

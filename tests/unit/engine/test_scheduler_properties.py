@@ -61,7 +61,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     n_blocks=st.integers(3, 12),
     block_tokens=st.integers(1, 3),
