@@ -61,8 +61,8 @@ class Checkpoint:
         """Where and how a tensor is stored."""
         return self._tensors[ref.name]
 
-    def read_bytes(self, ref: TensorRef, buffer: memoryview) -> None:
-        """Reads one tensor's data, as stored, straight into a buffer of exactly its size.
+    def read_bytes(self, ref: TensorRef, buffer: memoryview, skip_bytes: int = 0) -> None:
+        """Fills a buffer with a tensor's data as stored, from `skip_bytes` into the tensor on.
 
         Plain reads, not a memory map: mapped pages would count as this process's memory.
 
@@ -70,21 +70,23 @@ class Checkpoint:
             CheckpointError: the file cannot be read, or ends too early.
         """
         tensor = self._tensors[ref.name]
-        if buffer.nbytes != tensor.n_bytes:
-            raise ValueError(f"{ref.name} has {tensor.n_bytes} bytes, the buffer {buffer.nbytes}")
-        rest = buffer.cast("B") if buffer.nbytes else buffer
+        if skip_bytes + buffer.nbytes > tensor.n_bytes:
+            raise ValueError(
+                f"{ref.name} has {tensor.n_bytes} bytes, {skip_bytes + buffer.nbytes} are asked for"
+            )
         try:
             with tensor.file.open("rb", buffering=0) as stream:
-                stream.seek(tensor.offset_bytes)
-                while rest.nbytes:
-                    n_bytes = stream.readinto(rest)
+                stream.seek(tensor.offset_bytes + skip_bytes)
+                done_bytes = 0
+                while done_bytes < buffer.nbytes:
+                    n_bytes = stream.readinto(buffer[done_bytes:])
                     if not n_bytes:
                         raise CheckpointError(tensor.file, "the file ends early", f"tensor {ref.name!r}")
-                    rest = rest[n_bytes:]
+                    done_bytes += n_bytes
         except OSError as error:
             problem = f"the file cannot be read: {error.strerror}"
             raise CheckpointError(tensor.file, problem, f"tensor {ref.name!r}") from None
-        self.bytes_read += tensor.n_bytes
+        self.bytes_read += buffer.nbytes
 
 
 def check_checkpoint(directory: Path) -> ModelSpec:

@@ -13,14 +13,15 @@ from expertmesh.models.names import TensorRef
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) behind every tensor."""
 
+_STAGING_BYTES = 4 << 20
 _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class TensorLoader:
     """Reads what one process holds, in one dtype, to one device.
 
-    Beyond the tensors themselves it takes the memory of at most one tensor as stored, and none where
-    dtype and device need no conversion.
+    Beyond the tensors themselves it takes a few megabytes, and nothing where dtype and device need no
+    conversion.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class TensorLoader:
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._progress = progress
+        self._staging_buffer: Tensor | None = None
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Room for tensors, in the loader's dtype unless told, on its device."""
@@ -56,15 +58,29 @@ class TensorLoader:
         stored = self._checkpoint.stored(ref)
         stored_dtype = _TORCH_DTYPES[stored.dtype]
         if out.device.type == "cpu" and out.dtype == stored_dtype and out.is_contiguous():
-            self._read_raw(ref, out)
+            self._checkpoint.read_bytes(ref, _raw_bytes(out))
         else:
-            staging = torch.empty(ref.shape, dtype=stored_dtype)
-            self._read_raw(ref, staging)
-            out.copy_(staging)
+            self._convert_into(ref, out, stored_dtype)
         self._done_bytes += stored.n_bytes
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
 
-    def _read_raw(self, ref: TensorRef, out: Tensor) -> None:
-        # numpy knows no bfloat16; the bytes are the same.
-        self._checkpoint.read_bytes(ref, out.view(torch.uint8).numpy().data)
+    def _convert_into(self, ref: TensorRef, out: Tensor, stored_dtype: torch.dtype) -> None:
+        row_bytes = out[:1].numel() * stored_dtype.itemsize
+        part_rows = max(1, _STAGING_BYTES // row_bytes)
+        for start in range(0, out.shape[0], part_rows):
+            part = out[start : start + part_rows]
+            staging = self._staging(part.numel() * stored_dtype.itemsize)
+            self._checkpoint.read_bytes(ref, staging.numpy().data, start * row_bytes)
+            part.copy_(staging.view(stored_dtype).view(part.shape))
+
+    def _staging(self, n_bytes: int) -> Tensor:
+        """One buffer for all conversions: one after the other they would fragment the heap."""
+        if self._staging_buffer is None or self._staging_buffer.numel() < n_bytes:
+            self._staging_buffer = torch.empty(max(n_bytes, _STAGING_BYTES), dtype=torch.uint8)
+        return self._staging_buffer[:n_bytes]
+
+
+def _raw_bytes(contiguous: Tensor) -> memoryview:
+    # numpy knows no bfloat16; the bytes are the same.
+    return contiguous.view(-1).view(torch.uint8).numpy().data
