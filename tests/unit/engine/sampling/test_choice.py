@@ -84,6 +84,12 @@ def test_equal_tokens_at_the_border_stay_together() -> None:
     assert (probs > 0).all()
 
 
+def test_top_p_ends_with_the_token_that_reaches_it() -> None:
+    probs = torch.tensor([[0.25, 0.5, 0.125, 0.125]] * 3)
+    truncate_(probs, [SamplingParams(max_tokens=1, top_p=p) for p in (0.5, 0.5001, 0.75)])
+    assert (probs > 0).tolist() == [[False, True, False, False]] + [[True, True, False, False]] * 2
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -134,7 +140,7 @@ def test_extreme_parameters_still_name_a_token() -> None:
     best = logits.argmax(dim=-1).tolist()
     sequences = [
         drawing(temperature=1e-9),
-        drawing(top_p=1e-9),
+        drawing(top_p=1e-30),
         drawing(top_k=1),
         drawing(min_p=1.0),
         drawing(temperature=100.0, top_k=1, seed=(1 << 64) - 1),
