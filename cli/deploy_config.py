@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ from expertmesh.configs.schema import DeploymentConfig
 IMPORT_PATH = "expertmesh.actors.app:build"
 
 
-def serve_deploy_config(config: DeploymentConfig, servicer_functions: tuple[str, ...]) -> str:
+def serve_deploy_config(config: DeploymentConfig, servicer_functions: Sequence[str]) -> str:
     """YAML for `serve deploy`, Serve's REST interface, or a RayService's `serveConfigV2`."""
     settings: dict[str, Any] = {
         "proxy_location": "EveryNode",

@@ -114,7 +114,7 @@ def build(
     settings: SetOption = None,
 ) -> None:
     """Print the deployment as a config that Ray Serve deploys by itself."""
-    from expertmesh.actors.gateway.deployment import SERVICER_FUNCTIONS
+    from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
     from expertmesh.cli.deploy_config import serve_deploy_config
 
     overrides = _overrides(model, routers, experts, dtype, device, http_port, grpc_port, settings)

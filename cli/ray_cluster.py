@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -95,7 +95,7 @@ class RayCluster:
 
     # ------------------------------------------------------------ Serve
 
-    def start_serve(self, config: DeploymentConfig, servicer_functions: tuple[str, ...]) -> None:
+    def start_serve(self, config: DeploymentConfig, servicer_functions: Sequence[str]) -> None:
         """Starts Serve with the deployment's ports, or uses the instance that runs with just these.
 
         Raises:
@@ -122,7 +122,7 @@ class RayCluster:
         self._serve_started = True
 
     def _check_serve(
-        self, controller: Any, config: DeploymentConfig, servicer_functions: tuple[str, ...]
+        self, controller: Any, config: DeploymentConfig, servicer_functions: Sequence[str]
     ) -> None:
         http = ray.get(controller.get_http_config.remote(), timeout=CALL_S)
         grpc = ray.get(controller.get_grpc_config.remote(), timeout=CALL_S)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from expertmesh.actors.app import build_app
 from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
-from expertmesh.actors.gateway.deployment import SERVICER_FUNCTIONS
+from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.cli import display
 from expertmesh.cli.drain import drain
 from expertmesh.cli.endpoint import Endpoint
