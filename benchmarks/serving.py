@@ -101,6 +101,12 @@ def reserve_cores(n: int) -> list[int]:
     return available[:n]
 
 
+def engine_environment(marker: str) -> dict[str, str]:
+    """This process's, marked, and without an address that would have engines join a stranger's cluster."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**inherited, MARKER_VARIABLE: marker}
+
+
 def main(
     quick: Annotated[
         bool, typer.Option(help="A minute or two: one round, short answers, no JSON.")
@@ -152,7 +158,7 @@ def main(
         checkpoint=CHECKPOINT,
         dtype="fp32",
         threads=cores,
-        environment={**os.environ, MARKER_VARIABLE: marker},
+        environment=engine_environment(marker),
         log_folder=log_folder,
     )
     try:

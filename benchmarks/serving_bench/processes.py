@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 LOG_TAIL_LINES = 30
+COMMAND_LINE_LENGTH = 120
 
 
 def read_tail(log_file: Path | None) -> str:
@@ -41,15 +42,28 @@ def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float =
     return True
 
 
-def end_leftovers(own_pids: Callable[[], Sequence[int]], deadline_s: float) -> list[int]:
-    """Waits for a run's processes to end and kills those that are still there; gives the killed ones."""
+def end_leftovers(own_pids: Callable[[], Sequence[int]], deadline_s: float) -> list[str]:
+    """Waits for a run's processes to end and kills those that are still there.
+
+    Returns:
+        The killed ones, as `PID (command line)`.
+    """
     if wait_until(lambda: not own_pids(), deadline_s):
         return []
     killed = []
     for pid in own_pids():
+        command = _command_line(pid)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-        killed.append(pid)
+        killed.append(f"{pid} ({command})")
     return killed
+
+
+def _command_line(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "?"
+    return b" ".join(words).decode(errors="replace").strip()[:COMMAND_LINE_LENGTH]

@@ -140,7 +140,7 @@ def stop_engine(engine: Engine, watch: CpuWatch, report: Callable[[str], None]) 
         engine.stop()
     finally:
         if killed := end_leftovers(watch.own_pids, LEFTOVER_DEADLINE_S):
-            report(f"  WARNING: {engine.name} left processes running at its end, killed: {killed}")
+            report(f"  WARNING: {engine.name} left processes running, killed: {'; '.join(killed)}")
 
 
 def describe_turn(turn: Turn) -> str:
