@@ -34,13 +34,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SERVICER_FUNCTIONS = (
-    "expertmesh.proto.v1.inference_pb2_grpc.add_InferenceServicer_to_server",
-    "expertmesh.proto.v1.inference_pb2_grpc.add_ClusterServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
-)
-"""What Serve's gRPC proxy has to be started with (`gRPCOptions.grpc_servicer_functions`)."""
-
 
 def gateway_class() -> type:
     """The ingress class, ready for `serve.deployment`."""

@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from expertmesh.actors.app import build_app
 from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
-from expertmesh.actors.gateway.deployment import SERVICER_FUNCTIONS
+from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.configs.load import load_config
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
