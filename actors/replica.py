@@ -18,8 +18,9 @@ import torch
 from expertmesh.cluster.membership import LEFT_AS_ASKED
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
-from expertmesh.engine.exchange.group import Communicator, build_communicator
+from expertmesh.engine.exchange.communicator import Communicator
 from expertmesh.engine.exchange.layout import RankLayout
+from expertmesh.engine.exchange.rendezvous import build_communicator, choose_transport
 from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.engine.follower import GenerationFollower, Link
 from expertmesh.kernels.mode import ComputeMode
@@ -82,7 +83,9 @@ class ReplicaRuntime:
             store_address=generation.store_address,
             host=self.host,
             device=self.device,
-            exclusive_device=len({m.device + m.node for m in generation.members}) == len(names),
+            transport=choose_transport(
+                self.config.exchange.transport, [(m.node, m.device) for m in generation.members]
+            ),
             prepare_s=self.config.failure.prepare_s,
             collective_s=self.config.failure.collective_s,
             abandoned=abandoned,

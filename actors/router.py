@@ -30,7 +30,7 @@ from expertmesh.engine.budget import StepBudget
 from expertmesh.engine.counting import RoutingCounter
 from expertmesh.engine.engine import RouterEngine
 from expertmesh.engine.exchange.fused import FusedExchange
-from expertmesh.engine.exchange.group import Store
+from expertmesh.engine.exchange.rendezvous import Store
 from expertmesh.engine.exchange.sharded import ShardedExchange
 from expertmesh.engine.follower import GenerationFollower
 from expertmesh.engine.link import FusedLink, ShardedLink, StepLink
@@ -158,7 +158,8 @@ class _RouterModel:
             BlockManager(n_blocks, block_tokens),
             max_running=config.scheduler.max_running,
             max_step_tokens=config.scheduler.max_step_tokens,
-            max_context_tokens=self._max_context_tokens,
+            # An answer that outgrows the cache ends with "length", as one that outgrows the context.
+            max_context_tokens=min(self._max_context_tokens, n_blocks * block_tokens),
         )
         return RouterEngine(
             runner=runner,

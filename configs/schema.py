@@ -76,6 +76,14 @@ class EngineConfig(Section):
     """Most memory for one router's paged cache when `kv_cache_tokens` is absent."""
 
 
+class ExchangeConfig(Section):
+    """How rows travel between routers and expert hosts."""
+
+    transport: Literal["auto", "local", "gloo", "nccl"] = "auto"
+    """`local` (Unix sockets, one node, CPU), `gloo` (CUDA tensors staged through host memory) or `nccl`
+    (every member needs a GPU of its own). `auto` picks the fastest that fits a generation's members."""
+
+
 class SchedulerConfig(Section):
     """How a router fills a step."""
 
@@ -162,6 +170,7 @@ class DeploymentConfig(Section):
     router: RouterConfig = RouterConfig()
     experts: ExpertsConfig = ExpertsConfig()
     engine: EngineConfig = EngineConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     limits: LimitsConfig = LimitsConfig()
     failure: FailureConfig = FailureConfig()

@@ -168,7 +168,7 @@ class RouterEngine:
             self._sink(news, self._scheduler.load())
 
     def _has_work(self) -> bool:
-        return bool(self._inbox) or self._scheduler.has_work or bool(self._batch)
+        return bool(self._inbox) or self._scheduler.has_work or self._batch is not None
 
     def _take_inbox(self) -> None:
         while self._inbox:

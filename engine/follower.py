@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from expertmesh.engine.errors import GenerationLostError
-from expertmesh.engine.exchange.group import Communicator
+from expertmesh.engine.exchange.communicator import Communicator
 
 
 class Link(Protocol):

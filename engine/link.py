@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from expertmesh.engine.errors import GenerationLostError
+from expertmesh.engine.exchange.communicator import Communicator
 from expertmesh.engine.exchange.fused import FusedExchange
-from expertmesh.engine.exchange.group import Communicator
 from expertmesh.engine.exchange.header import StepAgreement, StepHeader
 from expertmesh.engine.exchange.host import HostExchange
 from expertmesh.engine.exchange.sharded import ShardedExchange

@@ -1,4 +1,4 @@
-"""One process group a generation: building it, and waiting on it with deadlines.
+"""One process group a generation: gloo or NCCL, waited on with deadlines.
 
 A collective is polled in short slices, so that an abandoned group is left at once; the collective's
 own timeout is only a backstop. A broken group is never used again.
@@ -16,33 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from expertmesh.engine.errors import GenerationLostError
+from expertmesh.engine.exchange.communicator import PendingExchange
 
 WAIT_SLICE_S = 0.05
-POLL_S = 0.01
 
 # Stores and process groups without a default group: torch has them, its stubs do not.
 c10d: Any = dist
 
 
-class Store:
-    """The torch store that a router offers for the groups in which it is rank 0."""
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-        self._server = c10d.TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT for the other ranks."""
-        return f"{self._host}:{self._server.port}"
-
-
-class Communicator:
-    """The ranks of one generation and the two collectives that a step is made of.
-
-    Every wait has a deadline (`deadline_s`) and ends early when `abandon` is called from any thread;
-    both raise `GenerationLostError`.
-    """
+class GroupCommunicator:
+    """`engine.exchange.communicator.Communicator` over a torch.distributed group."""
 
     def __init__(
         self,
@@ -59,7 +42,6 @@ class Communicator:
         self.rank = rank
         self.size = len(members)
         self.device = device
-        self.waited_s = 0.0
         self._group = group
         self._members = tuple(members)
         self._deadline_s = deadline_s
@@ -67,7 +49,7 @@ class Communicator:
         self._abandoned: str | None = None
 
     def abandon(self, reason: str) -> None:
-        """Makes every present and future wait raise. Callable from any thread, any number of times."""
+        """Makes every present and future wait raise."""
         if self._abandoned is None:
             self._abandoned = reason
 
@@ -122,7 +104,6 @@ class Communicator:
                     self.generation,
                     f"rank {self.rank} waited {waited_s:.1f} s for {what} from {', '.join(self._members)}",
                 )
-        self.waited_s += time.monotonic() - started_s
 
     def _finished(self, work: Any, what: str, started_s: float) -> bool:
         """Waits for one slice. An operation may also finish just after its slice has run out."""
@@ -146,106 +127,8 @@ class Communicator:
             raise GenerationLostError(self.generation, self._abandoned)
 
 
-class PendingExchange:
-    """An all-to-all under way. `wait` gives what was received; the sent buffer lives until then."""
-
-    def __init__(self, finish: Callable[[], Tensor], sent: Tensor) -> None:
-        self._finish = finish
-        self._sent = sent
-
-    def wait(self) -> Tensor:
-        """The received uint8 buffer. Raises `GenerationLostError`."""
-        return self._finish()
-
-
-def build_communicator(
-    *,
-    generation: int,
-    rank: int,
-    members: Sequence[str],
-    store_address: str,
-    host: str,
-    device: torch.device,
-    exclusive_device: bool,
-    prepare_s: float,
-    collective_s: float,
-    abandoned: Callable[[], str | None],
-) -> Communicator:
-    """Meets all ranks of a generation and builds its process group.
-
-    First every rank marks itself ready in the store and waits, in short slices, until all are (the
-    others may still be loading weights); then the group is built in one go.
-
-    Args:
-        host: the address this rank listens on.
-        exclusive_device: on CUDA, whether no other rank shares the GPU: NCCL needs that, else gloo
-            carries the data through host memory.
-        abandoned: gives the reason as soon as the generation has been given up, else None.
-
-    Raises:
-        GenerationLostError: abandoned, or a member was not ready within `prepare_s`.
-    """
-    store = _connect(store_address, generation, collective_s)
-    store.set(f"ready/{rank}", "1")
-    _await_ready(store, generation, members, prepare_s, abandoned)
-    timeout = timedelta(seconds=collective_s)
-    nccl = device.type == "cuda" and exclusive_device
-    try:
-        group = (
-            _nccl_group(store, rank, len(members), timeout)
-            if nccl
-            else _gloo_group(store, rank, len(members), timeout, host)
-        )
-    except RuntimeError as error:
-        raise GenerationLostError(generation, f"the process group did not form: {error}") from error
-    return Communicator(
-        group,
-        generation=generation,
-        rank=rank,
-        members=members,
-        deadline_s=collective_s,
-        device=device,
-        staged=not nccl,
-    )
-
-
-def _connect(address: str, generation: int, timeout_s: float) -> Any:
-    host, _, port = address.rpartition(":")
-    try:
-        store = c10d.TCPStore(host, int(port), None, is_master=False, timeout=timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        raise GenerationLostError(generation, f"no store at {address}: {error}") from error
-    return c10d.PrefixStore(f"generation/{generation}", store)
-
-
-def _await_ready(
-    store: Any,
-    generation: int,
-    members: Sequence[str],
-    prepare_s: float,
-    abandoned: Callable[[], str | None],
-) -> None:
-    deadline_s = time.monotonic() + prepare_s
-    missing = dict(enumerate(members))
-    while missing:
-        reason = abandoned()
-        if reason is not None:
-            raise GenerationLostError(generation, reason)
-        if time.monotonic() > deadline_s:
-            raise GenerationLostError(
-                generation, f"{', '.join(missing.values())} not ready within {prepare_s:.0f} s"
-            )
-        rank = next(iter(missing))
-        try:
-            if store.check([f"ready/{rank}"]):
-                del missing[rank]
-            else:
-                time.sleep(POLL_S)
-        except RuntimeError as error:
-            raise GenerationLostError(generation, f"the store is gone: {error}") from error
-
-
-def _gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str) -> Any:
+def gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str) -> Any:
+    """A gloo group whose connections listen on `host` alone."""
     options = c10d.ProcessGroupGloo._Options()
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = timeout
@@ -253,7 +136,8 @@ def _gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str)
     return c10d.ProcessGroupGloo(store, rank, size, options)
 
 
-def _nccl_group(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+def nccl_group(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    """An NCCL group; every rank needs a GPU of its own."""
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = timeout
     return c10d.ProcessGroupNCCL(store, rank, size, options)

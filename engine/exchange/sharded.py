@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from expertmesh.engine.exchange.communicator import Communicator, PendingExchange
 from expertmesh.engine.exchange.form import DispatchForm, choose_form
-from expertmesh.engine.exchange.group import Communicator, PendingExchange
 from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.exchange.layout import RankLayout
 from expertmesh.engine.exchange.rows import RowFormat

@@ -17,10 +17,12 @@ from expertmesh.engine.block_manager import BlockManager
 from expertmesh.engine.budget import StepBudget
 from expertmesh.engine.counting import RoutingCounter
 from expertmesh.engine.engine import RouterEngine
+from expertmesh.engine.errors import GenerationLostError
+from expertmesh.engine.exchange.communicator import Communicator, PendingExchange
 from expertmesh.engine.exchange.fused import FusedExchange
-from expertmesh.engine.exchange.group import Communicator, PendingExchange, Store, build_communicator
 from expertmesh.engine.exchange.host import HostExchange
 from expertmesh.engine.exchange.layout import RankLayout
+from expertmesh.engine.exchange.rendezvous import Store, Transport, build_communicator
 from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.engine.exchange.sharded import ShardedExchange
 from expertmesh.engine.expert_loop import ExpertLoop
@@ -58,21 +60,26 @@ class Settings:
     max_step_tokens: int = 64
     max_running: int = 32
     step_budget_ms: float = 1e6
+    transport: Transport = "local"
 
 
-class AbortingCommunicator(Communicator):
-    """Counts completed collectives and tells the director after each."""
+class AbortingCommunicator:
+    """Counts completed collectives and abandons the generation after the chosen one."""
 
-    after_collective: Callable[[int], None] | None = None
-    n_collectives = 0
+    def __init__(self, inner: Communicator, abort_after: int | None) -> None:
+        self._inner = inner
+        self._abort_after = abort_after
+        self._n_collectives = 0
+        self.generation, self.rank, self.device = inner.generation, inner.rank, inner.device
+        self.abandon, self.close = inner.abandon, inner.close
 
     def all_gather(self, values: Sequence[int]) -> list[list[int]]:
-        rows = super().all_gather(values)
+        rows = self._inner.all_gather(values)
         self._count()
         return rows
 
     def all_to_all(self, *args: Any) -> PendingExchange:
-        pending = super().all_to_all(*args)
+        pending = self._inner.all_to_all(*args)
 
         def finish() -> Tensor:
             received = pending.wait()
@@ -82,10 +89,11 @@ class AbortingCommunicator(Communicator):
         return PendingExchange(finish, torch.empty(0))
 
     def _count(self) -> None:
-        self.n_collectives += 1
-        if self.after_collective is not None:
-            self.after_collective(self.n_collectives)
-        self._raise_if_abandoned()
+        self._n_collectives += 1
+        if self._n_collectives == self._abort_after:
+            reason = f"aborted after collective {self._n_collectives}"
+            self.abandon(reason)
+            raise GenerationLostError(self.generation, reason)
 
 
 class RecordingSampler(Sampler):
@@ -259,29 +267,19 @@ class LocalDeployment:
         )
 
     def communicator(self, number: int, rank: int, abandoned: Callable[[], str | None]) -> Communicator:
-        built = build_communicator(
+        communicator = build_communicator(
             generation=number,
             rank=rank,
             members=self.layout(number).members,
             store_address=self._store.address,
             host=LOOPBACK,
             device=CPU,
-            exclusive_device=True,
+            transport=self.settings.transport,
             prepare_s=DEADLINE_S,
             collective_s=DEADLINE_S,
             abandoned=abandoned,
         )
-        built.__class__ = AbortingCommunicator
-        assert isinstance(built, AbortingCommunicator)
-        abort_after = self._abort_plan(number)
-        if rank == 0 and abort_after is not None:
-
-            def after_collective(n_collectives: int) -> None:
-                if n_collectives >= abort_after:
-                    built.abandon(f"aborted after collective {n_collectives}")
-
-            built.after_collective = after_collective
-        return built
+        return AbortingCommunicator(communicator, self._abort_plan(number) if rank == 0 else None)
 
     @property
     def rows(self) -> RowFormat:

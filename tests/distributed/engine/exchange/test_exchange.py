@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from expertmesh.engine.exchange import form
-from expertmesh.engine.exchange.group import Communicator
+from expertmesh.engine.exchange.communicator import Communicator
 from expertmesh.engine.exchange.header import StepAgreement, StepHeader
 from expertmesh.engine.exchange.host import HostExchange
 from expertmesh.engine.exchange.layout import RankLayout
 from expertmesh.engine.exchange.reference import ReferenceExchange
+from expertmesh.engine.exchange.rendezvous import Transport
 from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.engine.exchange.sharded import ShardedExchange
 
@@ -115,13 +116,20 @@ def exchange_rank(
     return results
 
 
+@pytest.mark.parametrize("transport", ["local", "gloo"])
 @pytest.mark.parametrize("exact", [False, True], ids=["capacity", "exact"])
 @pytest.mark.parametrize(("n_routers", "n_hosts"), LAYOUTS)
 def test_sharded_equals_reference(
-    run_ranks: Callable[..., list[Any]], n_routers: int, n_hosts: int, exact: bool
+    run_ranks: Callable[..., list[Any]],
+    n_routers: int,
+    n_hosts: int,
+    exact: bool,
+    transport: Transport,
 ) -> None:
     dtype = torch.bfloat16 if exact else torch.float32
-    ranks = run_ranks(exchange_rank, n_routers + n_hosts, n_routers, n_hosts, dtype, exact)
+    ranks = run_ranks(
+        exchange_rank, n_routers + n_hosts, n_routers, n_hosts, dtype, exact, transport=transport
+    )
     reference = ReferenceExchange(expert)
     n_pairs = 0
     for router in range(n_routers):

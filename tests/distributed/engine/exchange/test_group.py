@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from expertmesh.engine.errors import GenerationLostError
-from expertmesh.engine.exchange.group import Communicator, Store, build_communicator
+from expertmesh.engine.exchange.communicator import Communicator
+from expertmesh.engine.exchange.rendezvous import Store, Transport, build_communicator, choose_transport
+
+TRANSPORTS: list[Transport] = ["local", "gloo"]
 
 
 def wait_and_be_abandoned(communicator: Communicator) -> str:
@@ -36,8 +39,9 @@ def wait_and_be_abandoned(communicator: Communicator) -> str:
     return str(lost.value)
 
 
-def test_abandon_ends_a_wait(run_ranks: Callable[..., list[Any]]) -> None:
-    message = run_ranks(wait_and_be_abandoned, 2)[0]
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_abandon_ends_a_wait(run_ranks: Callable[..., list[Any]], transport: Transport) -> None:
+    message = run_ranks(wait_and_be_abandoned, 2, transport=transport)[0]
     assert message.startswith("generation 1 is lost: ")
 
 
@@ -52,15 +56,17 @@ def die_in_the_middle(communicator: Communicator) -> tuple[str, float]:
     return str(lost.value), time.monotonic() - started_s
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_dead_peer_ends_the_wait_before_the_deadline(
-    run_ranks: Callable[..., list[Any]],
+    run_ranks: Callable[..., list[Any]], transport: Transport
 ) -> None:
-    message, waited_s = run_ranks(die_in_the_middle, 2)[0]
+    message, waited_s = run_ranks(die_in_the_middle, 2, transport=transport)[0]
     assert "the step's headers" in message
     assert waited_s < 30, "the backstop is not what ended it"
 
 
-def test_a_member_that_never_comes_is_named() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_member_that_never_comes_is_named(transport: Transport) -> None:
     store = Store("127.0.0.1")
     with pytest.raises(GenerationLostError, match="host E0 not ready within 0"):
         build_communicator(
@@ -70,8 +76,38 @@ def test_a_member_that_never_comes_is_named() -> None:
             store_address=store.address,
             host="127.0.0.1",
             device=torch.device("cpu"),
-            exclusive_device=True,
+            transport=transport,
             prepare_s=0.2,
             collective_s=5,
             abandoned=lambda: None,
         )
+
+
+def test_transport_follows_the_places_of_the_members() -> None:
+    assert choose_transport("auto", [("a", "cpu"), ("a", "cpu")]) == "local"
+    assert choose_transport("auto", [("a", "cpu"), ("b", "cpu")]) == "gloo"
+    assert choose_transport("auto", [("a", "cuda:0"), ("a", "cuda:0")]) == "gloo"
+    assert choose_transport("auto", [("a", "cuda:0"), ("b", "cuda:0"), ("a", "cuda:1")]) == "nccl"
+    assert choose_transport("gloo", [("a", "cpu")]) == "gloo"
+
+
+def shuffle_megabytes(communicator: Communicator, n_bytes: int) -> list[int]:
+    """Everybody sends everybody (itself, too) more than a socket buffer holds, all at once."""
+    size = 3
+    sent = torch.cat(
+        [torch.full((n_bytes + to,), 10 * communicator.rank + to, dtype=torch.uint8) for to in range(size)]
+    )
+    received = communicator.all_to_all(
+        sent, [n_bytes + to for to in range(size)], [n_bytes + communicator.rank] * size, "megabytes"
+    ).wait()
+    parts = received.split(n_bytes + communicator.rank)
+    assert all((part == part[0]).all() for part in parts)
+    return [int(part[0]) for part in parts]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_all_to_all_larger_than_any_buffer(
+    run_ranks: Callable[..., list[Any]], transport: Transport
+) -> None:
+    received = run_ranks(shuffle_megabytes, 3, 20_000_000, transport=transport)
+    assert received == [[to, 10 + to, 20 + to] for to in range(3)]
