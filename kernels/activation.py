@@ -8,9 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.native.ops import native_ops
+
 
 def swiglu(gate_up_TG: Tensor) -> Tensor:
     """silu(gate) * up, [T, F] of the input's dtype; fp32 inside, one cast at the end."""
+    ops = native_ops(gate_up_TG)
+    if ops is not None and gate_up_TG.stride(-1) == 1:
+        return ops.swiglu(gate_up_TG)
+    return swiglu_torch(gate_up_TG)
+
+
+def swiglu_torch(gate_up_TG: Tensor) -> Tensor:
+    """`swiglu` on any device."""
     gate_TF, up_TF = gate_up_TG.float().chunk(2, -1)
     return (gate_TF * sigmoid(gate_TF) * up_TF).to(gate_up_TG.dtype)
 

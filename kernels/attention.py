@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from expertmesh.kernels.mode import ComputeMode
+from expertmesh.kernels.native.ops import native_ops
 from expertmesh.kernels.tiles import n_tiles
 
 _MAX_SCORES = 1 << 24
@@ -46,6 +47,19 @@ def mla_paged_attention(
     sequence's entries up to its own.
     """
     out_THV = q_THC.new_zeros(*q_THC.shape[:2], value_dim)
+    ops = native_ops(q_THC) if mode.native else None
+    if ops is not None and q_THC.stride(-1) == 1 and cache_NPC.is_contiguous():
+        ops.attention(
+            q_THC,
+            cache_NPC,
+            out_THV,
+            query_lens=tuple(query_lens),
+            context_lens=tuple(context_lens),
+            block_tables_SB=block_tables_SB,
+            softmax_scale=softmax_scale,
+            tile_keys=mode.tile_keys,
+        )
+        return out_THV
     keys = _PagedKeys(cache_NPC, block_tables_SB, value_dim, softmax_scale)
     if mode.deterministic:
         n_tokens = sum(query_lens)

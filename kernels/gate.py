@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from expertmesh.kernels.activation import sigmoid
+from expertmesh.kernels.native.ops import native_ops
 
 Scoring = Literal["softmax", "sigmoid"]
 Selection = Literal["greedy", "group_max", "group_top2"]
+_SELECTIONS: tuple[Selection, ...] = ("greedy", "group_max", "group_top2")
 
 
 def select_experts(
@@ -36,6 +38,45 @@ def select_experts(
     its best expert (`group_max`, DeepSeek-V2) or the sum of its two best (`group_top2`, DeepSeek-V3,
     arXiv:2412.19437). Of equal scores the lowest index wins, among experts and among groups.
     """
+    ops = native_ops(logits_TE)
+    if ops is not None and logits_TE.stride(-1) == 1:
+        return ops.gate(
+            logits_TE,
+            bias_E,
+            sigmoid=scoring == "sigmoid",
+            selection=_SELECTIONS.index(selection),
+            top_k=top_k,
+            n_groups=n_groups,
+            top_k_groups=top_k_groups,
+            renormalise=renormalise,
+            scale=scale,
+        )
+    return select_experts_torch(
+        logits_TE,
+        bias_E,
+        scoring=scoring,
+        selection=selection,
+        top_k=top_k,
+        n_groups=n_groups,
+        top_k_groups=top_k_groups,
+        renormalise=renormalise,
+        scale=scale,
+    )
+
+
+def select_experts_torch(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    *,
+    scoring: Scoring,
+    selection: Selection,
+    top_k: int,
+    n_groups: int,
+    top_k_groups: int,
+    renormalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`select_experts` on any device."""
     scores_TE = sigmoid(logits_TE) if scoring == "sigmoid" else logits_TE.softmax(-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if selection != "greedy" and top_k_groups < n_groups:

@@ -16,6 +16,9 @@ class ComputeMode:
 
     tile_rows: int | None = None
     tile_keys: int = 64
+    native: bool = True
+    """Use the compiled CPU kernels where the machine can; torch alone otherwise. The compiled ones
+    compute a row from that row alone and need no tiles."""
 
     @property
     def deterministic(self) -> bool:

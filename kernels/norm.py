@@ -8,9 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.native.ops import native_ops
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside, one cast to x's dtype."""
+    ops = native_ops(x_TD)
+    if ops is not None and x_TD.stride(-1) == 1:
+        return ops.rms_norm(x_TD, weight_D, eps)
+    return rms_norm_torch(x_TD, weight_D, eps)
+
+
+def rms_norm_torch(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """`rms_norm` on any device."""
     x32_TD = x_TD.float()
     mean_square_T1 = x32_TD.square().mean(-1, keepdim=True)
     return (x32_TD * torch.rsqrt(mean_square_T1 + eps) * weight_D.float()).to(x_TD.dtype)

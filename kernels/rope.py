@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.native.ops import native_ops
+
 
 def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
     """Rotates each pair of features by its position's angle; same shape and dtype, fp32 inside.
@@ -15,6 +17,19 @@ def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: boo
     Pairs are neighbours (2i, 2i + 1) when `interleaved`, else (i, i + R/2); results stand where the
     inputs stood.
     """
+    ops = native_ops(x_THR)
+    if (
+        ops is not None
+        and cos_TR2.dtype == sin_TR2.dtype == torch.float32
+        and cos_TR2.stride() == sin_TR2.stride()
+        and cos_TR2.stride(-1) == x_THR.stride(-1) == 1
+    ):
+        return ops.rope(x_THR, cos_TR2, sin_TR2, interleaved)
+    return apply_rope_torch(x_THR, cos_TR2, sin_TR2, interleaved)
+
+
+def apply_rope_torch(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
+    """`apply_rope` on any device."""
     cos_T1R2, sin_T1R2 = cos_TR2.float().unsqueeze(1), sin_TR2.float().unsqueeze(1)
     x32_THR = x_THR.float()
     if interleaved:

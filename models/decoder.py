@@ -132,7 +132,7 @@ class Decoder:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """fp32 logits [N, V] of hidden states out of `forward`."""
-        return self._head(hidden_ND).float()
+        return self._head(hidden_ND, torch.float32)
 
     def new_cache(self, n_blocks: int, block_tokens: int) -> PagedCache:
         """A zeroed paged cache for this model."""

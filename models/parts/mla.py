@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expertmesh.kernels.attention import mla_paged_attention
-from expertmesh.kernels.linear import Linear, head_product
+from expertmesh.kernels.linear import HeadProduct, Linear
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.kernels.norm import rms_norm
 from expertmesh.kernels.rope import apply_rope
@@ -38,8 +38,8 @@ class LatentAttention:
         q_norm_Q: Tensor | None,
         q: Linear | None,
         kv_norm_C: Tensor,
-        w_uk_HPC: Tensor,
-        w_uv_HCV: Tensor,
+        w_uk: HeadProduct,
+        w_uv: HeadProduct,
         o: Linear,
     ) -> None:
         self._spec = spec
@@ -51,8 +51,8 @@ class LatentAttention:
         self._q_norm_Q = q_norm_Q
         self._q = q
         self._kv_norm_C = kv_norm_C
-        self._w_uk_HPC = w_uk_HPC
-        self._w_uv_HCV = w_uv_HCV
+        self._w_uk = w_uk
+        self._w_uv = w_uv
         self._o = o
 
     @classmethod
@@ -77,8 +77,8 @@ class LatentAttention:
             q_norm_Q=None if tensors.q_a_norm is None else loader.read(tensors.q_a_norm),
             q=None if tensors.q_a is None else _load_linear(loader, (tensors.q,), mode),
             kv_norm_C=loader.read(tensors.kv_a_norm),
-            w_uk_HPC=w_uk_HPC,
-            w_uv_HCV=w_uv_HCV,
+            w_uk=HeadProduct(w_uk_HPC, mode),
+            w_uv=HeadProduct(w_uv_HCV, mode),
             o=_load_linear(loader, (tensors.o,), mode),
         )
 
@@ -98,7 +98,7 @@ class LatentAttention:
             softmax_scale=spec.softmax_scale,
             mode=self._mode,
         )
-        heads_THV = head_product(latent_THC, self._w_uv_HCV, self._mode)
+        heads_THV = self._w_uv(latent_THC)
         return self._o(heads_THV.reshape(x_TD.shape[0], -1))
 
     def _entries(self, entry_TA: Tensor, step: Step) -> Tensor:
@@ -116,7 +116,7 @@ class LatentAttention:
         q_THB = q_TQ.reshape(-1, spec.n_heads, spec.nope_dim + spec.rope_dim)
         q_THP, q_THR = q_THB.split((spec.nope_dim, spec.rope_dim), dim=2)
         turned_THR = apply_rope(q_THR, step.cos_TR2, step.sin_TR2, self._interleaved_rope)
-        return torch.cat((head_product(q_THP, self._w_uk_HPC, self._mode), turned_THR), dim=2)
+        return torch.cat((self._w_uk(q_THP), turned_THR), dim=2)
 
 
 def _load_linear(loader: TensorLoader, parts: tuple[LinearTensors, ...], mode: ComputeMode) -> Linear:
@@ -141,4 +141,4 @@ def _load_up_projections(loader: TensorLoader, tensors: MlaTensors, spec: MlaSpe
     kv_b = loader.read(tensors.kv_b)
     by_head = kv_b.view(spec.n_heads, spec.nope_dim + spec.v_dim, spec.kv_lora_rank)
     w_uk_HPC, w_uv_HVC = by_head.split((spec.nope_dim, spec.v_dim), dim=1)
-    return w_uk_HPC.contiguous(), w_uv_HVC.transpose(1, 2).contiguous()
+    return w_uk_HPC, w_uv_HVC.transpose(1, 2)

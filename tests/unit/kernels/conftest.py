@@ -14,10 +14,10 @@ from expertmesh.kernels.mode import ComputeMode
 
 
 @pytest.fixture(autouse=True)
-def fixed_threads() -> Iterator[None]:
-    """Two compute threads, as far as results may depend on them."""
+def one_thread() -> Iterator[None]:
+    """One compute thread: spinning threads stall where tests share the cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from expertmesh.kernels.gate import Scoring, Selection, select_experts
+from expertmesh.kernels.gate import Scoring, Selection, select_experts, select_experts_torch
 
 
 def choose(
@@ -39,19 +41,29 @@ def choose(
     return ids, [scores[e] for e in ids]
 
 
+both_forms = pytest.mark.parametrize("select", [select_experts, select_experts_torch])
+Select = Callable[..., tuple[Tensor, Tensor]]
+
+
+@both_forms
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("selection", ["greedy", "group_max", "group_top2"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("n_tokens", [0, 1, 37])
 def test_gate(
-    scoring: Scoring, selection: Selection, with_bias: bool, renormalise: bool, n_tokens: int
+    select: Select,
+    scoring: Scoring,
+    selection: Selection,
+    with_bias: bool,
+    renormalise: bool,
+    n_tokens: int,
 ) -> None:
     generator = torch.Generator().manual_seed(n_tokens)
     logits = torch.randn(n_tokens, 24, generator=generator)
     # Biases of the size of the scores, some below zero: choice and weight then differ.
     bias = torch.randn(24, generator=generator) if with_bias else None
-    weights, ids = select_experts(
+    weights, ids = select(
         logits,
         bias,
         scoring=scoring,
@@ -74,13 +86,16 @@ def test_gate(
         assert weights[token].tolist() == pytest.approx([2.5 * s / total for s in scores], rel=1e-5)
 
 
+@both_forms
 @pytest.mark.parametrize("selection", ["greedy", "group_max", "group_top2"])
 @pytest.mark.parametrize("n_experts", [8, 40, 256])
-def test_of_equal_scores_the_lowest_index_wins(selection: Selection, n_experts: int) -> None:
+def test_of_equal_scores_the_lowest_index_wins(
+    select: Select, selection: Selection, n_experts: int
+) -> None:
     logits = torch.zeros(3, n_experts)
     logits[1, 5] = 1.0
     logits[2, n_experts - 1] = logits[2, n_experts - 2] = 1.0
-    _, ids = select_experts(
+    _, ids = select(
         logits,
         None,
         scoring="sigmoid",
@@ -94,8 +109,9 @@ def test_of_equal_scores_the_lowest_index_wins(selection: Selection, n_experts: 
     assert ids.tolist() == [[0, 1, 2], [5, 0, 1], [n_experts - 2, n_experts - 1, 0]]
 
 
-def test_one_expert_a_group() -> None:
-    _, ids = select_experts(
+@both_forms
+def test_one_expert_a_group(select: Select) -> None:
+    _, ids = select(
         torch.tensor([[0.0, 3.0, 1.0, 2.0]]),
         None,
         scoring="softmax",

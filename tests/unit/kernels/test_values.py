@@ -1,4 +1,4 @@
-"""Each kernel against its formula in float64, both modes, both types, empty inputs."""
+"""Each kernel against its formula in float64: compiled and plain torch, both types, empty inputs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from expertmesh.kernels.activation import swiglu
+from expertmesh.kernels.activation import swiglu, swiglu_torch
+from expertmesh.kernels.attention import mla_paged_attention
 from expertmesh.kernels.grouped_ffn import GroupedFfn
-from expertmesh.kernels.linear import Linear, head_product
+from expertmesh.kernels.linear import HeadProduct, Linear
 from expertmesh.kernels.mode import ComputeMode
-from expertmesh.kernels.norm import rms_norm
-from expertmesh.kernels.rope import apply_rope
+from expertmesh.kernels.norm import rms_norm, rms_norm_torch
+from expertmesh.kernels.rope import apply_rope, apply_rope_torch
 
 MODES = [
-    pytest.param(ComputeMode(), id="fast"),
-    pytest.param(ComputeMode(tile_rows=16, tile_keys=32), id="tiled"),
+    pytest.param(ComputeMode(), id="native"),
+    pytest.param(ComputeMode(native=False), id="torch"),
+    pytest.param(ComputeMode(tile_rows=16, tile_keys=32, native=False), id="tiled"),
 ]
 # One rounding of the result; products of bf16 also round what lies between.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
@@ -57,71 +59,96 @@ def test_linear_of_rows_that_are_not_contiguous(dtype: torch.dtype, mode: Comput
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("n_tokens", [0, 1, 3, 17])
+def test_linear_of_bf16_to_fp32(mode: ComputeMode) -> None:
+    x, w = randn(9, 64, dtype=torch.bfloat16), randn(24, 64, dtype=torch.bfloat16, seed=1)
+    y = Linear(w, None, mode)(x, torch.float32)
+    assert y.dtype == torch.float32
+    expected = x.double() @ w.double().T
+    assert (y - expected).abs().max() < (2e-5 if mode.native else 1e-2) * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n_tokens", [0, 1, 3, 17, 50])
 def test_head_product(dtype: torch.dtype, mode: ComputeMode, n_tokens: int) -> None:
     x, w = randn(n_tokens, 3, 48, dtype=dtype), randn(3, 48, 80, dtype=dtype, seed=1)
-    close(head_product(x, w, mode), torch.einsum("thi,hio->tho", x.double(), w.double()))
+    close(HeadProduct(w, mode)(x), torch.einsum("thi,hio->tho", x.double(), w.double()))
     # The rotary part stands behind the part that is multiplied: rows are a slice of something wider.
     wide = randn(n_tokens, 3, 60, dtype=dtype)
     close(
-        head_product(wide[..., :48], w, mode),
+        HeadProduct(w, mode)(wide[..., :48]),
         torch.einsum("thi,hio->tho", wide[..., :48].double(), w.double()),
     )
     # A transposed view of weights stored the other way round.
     other = randn(3, 80, 48, dtype=dtype, seed=1).transpose(1, 2)
-    close(head_product(x, other, mode), torch.einsum("thi,hio->tho", x.double(), other.double()))
+    close(HeadProduct(other, mode)(x), torch.einsum("thi,hio->tho", x.double(), other.double()))
 
 
+Norm = Callable[[Tensor, Tensor, float], Tensor]
+Rope = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+@pytest.mark.parametrize("norm", [rms_norm, rms_norm_torch])
 @pytest.mark.parametrize("n_tokens", [0, 1, 33])
 @pytest.mark.parametrize("width", [1, 31, 64, 1024])
-def test_rms_norm(dtype: torch.dtype, n_tokens: int, width: int) -> None:
+def test_rms_norm(dtype: torch.dtype, norm: Norm, n_tokens: int, width: int) -> None:
     x, w = randn(n_tokens, width, dtype=dtype), randn(width, dtype=dtype, seed=1)
-    y = rms_norm(x, w, 1e-6)
+    y = norm(x, w, 1e-6)
     assert y.dtype == dtype
     x64 = x.double()
     close(y, x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w.double())
 
 
-def test_rms_norm_of_a_slice(dtype: torch.dtype) -> None:
-    x, w = randn(5, 96, dtype=dtype)[:, :64], randn(64, dtype=dtype, seed=1)
+@pytest.mark.parametrize("norm", [rms_norm, rms_norm_torch])
+def test_rms_norm_of_a_slice_with_a_weight_of_another_type(dtype: torch.dtype, norm: Norm) -> None:
+    x, w = randn(5, 96, dtype=dtype)[:, :64], randn(64, dtype=torch.float32, seed=1)
     x64 = x.double()
-    close(rms_norm(x, w, 1e-6), x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w.double())
+    close(norm(x, w, 1e-6), x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w.double())
 
 
+@pytest.mark.parametrize("rope", [apply_rope, apply_rope_torch])
 @pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("half", [1, 8, 19, 32])
 @pytest.mark.parametrize("n_tokens", [0, 1, 9])
 def test_rope_rotates_pairs_as_complex_numbers(
-    dtype: torch.dtype, n_tokens: int, interleaved: bool
+    dtype: torch.dtype, rope: Rope, n_tokens: int, interleaved: bool, half: int
 ) -> None:
-    wide = randn(n_tokens, 2, 40, dtype=dtype)
+    wide = randn(n_tokens, 2, 24 + 2 * half, dtype=dtype)
     x = wide[..., 24:]
-    angle = randn(n_tokens, 8, dtype=torch.float32, seed=1)
-    y = apply_rope(x, angle.cos(), angle.sin(), interleaved)
+    angle = randn(n_tokens, half, dtype=torch.float32, seed=1)
+    y = rope(x, angle.cos(), angle.sin(), interleaved)
     assert y.dtype == dtype
     x64 = x.double()
     if interleaved:
         pairs = torch.complex(x64[..., 0::2].contiguous(), x64[..., 1::2].contiguous())
     else:
-        pairs = torch.complex(x64[..., :8].contiguous(), x64[..., 8:].contiguous())
-    turned = pairs * torch.polar(torch.ones(n_tokens, 1, 8, dtype=torch.float64), angle.double()[:, None])
+        pairs = torch.complex(x64[..., :half].contiguous(), x64[..., half:].contiguous())
+    turned = pairs * torch.polar(
+        torch.ones(n_tokens, 1, half, dtype=torch.float64), angle.double()[:, None]
+    )
     parts = (turned.real, turned.imag)
     close(y, torch.stack(parts, -1).flatten(-2) if interleaved else torch.cat(parts, -1))
 
 
+@pytest.mark.parametrize("activation", [swiglu, swiglu_torch])
 @pytest.mark.parametrize("n_tokens", [0, 1, 12])
-def test_swiglu(dtype: torch.dtype, n_tokens: int) -> None:
+def test_swiglu(dtype: torch.dtype, activation: Callable[[Tensor], Tensor], n_tokens: int) -> None:
     x = randn(n_tokens, 90, dtype=dtype)
+    x[:, 0] = -300.0
+    x[:, 1] = 300.0
     gate, up = x.double().chunk(2, -1)
-    close(swiglu(x), gate / (1 + (-gate).exp()) * up)
+    close(activation(x), gate / (1 + (-gate).exp()) * up)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", [(0, 0, 0), (1, 0, 0), (0, 5, 1), (16, 17, 40), (0, 0, 3)])
-def test_grouped_ffn(dtype: torch.dtype, mode: ComputeMode, rows: tuple[int, ...]) -> None:
-    gate_up = randn(3, 48, 40, dtype=dtype, seed=1)
-    down = randn(3, 40, 24, dtype=dtype, seed=2)
-    x = randn(sum(rows), 40, dtype=dtype)
-    y = GroupedFfn(gate_up, down, mode)(x, rows)
+@pytest.mark.parametrize(("hidden", "inner"), [(40, 24), (64, 32), (96, 48), (33, 7)])
+def test_grouped_ffn(
+    dtype: torch.dtype, mode: ComputeMode, rows: tuple[int, ...], hidden: int, inner: int
+) -> None:
+    gate_up = randn(3, 2 * inner, hidden, dtype=dtype, seed=1)
+    down = randn(3, hidden, inner, dtype=dtype, seed=2)
+    x = randn(sum(rows), hidden, dtype=dtype)
+    y = GroupedFfn(gate_up.clone(), down.clone(), mode)(x, rows)
     assert y.dtype == dtype
     parts = []
     for expert, part in enumerate(x.double().split(list(rows))):
@@ -176,8 +203,6 @@ def test_attention(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_attention_of_an_empty_batch(dtype: torch.dtype, mode: ComputeMode) -> None:
-    from expertmesh.kernels.attention import mla_paged_attention
-
     for padding in (0, 16):
         out = mla_paged_attention(
             torch.ones(padding, 2, 8, dtype=dtype),

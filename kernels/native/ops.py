@@ -1,0 +1,353 @@
+"""The C kernels as functions of tensors: addresses and strides, nothing else.
+
+Callers see to dtypes (fp32 or bf16) and shapes. Every tensor's last dimension is contiguous.
+Shape suffixes: T tokens or rows, K in-features, N out-features, H heads, I and O a head's in- and
+out-features, D hidden size, F hidden features of an expert, G = 2F, E experts, C cache width,
+V value width, R rotary features, R2 = R / 2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expertmesh.kernels.native.library import NativeLibrary, native_library
+
+_LANES = 16
+_LINE_BYTES = 64
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+# The parameters of the C functions: pointer, long, int, float.
+_SIGNATURES = {
+    "pack": "p llll i p",
+    "linear": "p lll p l p p l iiii",
+    "head_product": "p lllll p l p iii",
+    "grouped_ffn": "p llll p p p l p p iii",
+    "attention": "p lllll p l p l p p l l f l p ii",
+    "rms_norm": "p l p p ll f iii",
+    "swiglu": "p l p ll ii",
+    "rope": "p ll p p l p lll iii",
+    "gate": "p l p ll ii lll i f p p i",
+}
+
+
+def native_ops(x: Tensor) -> NativeOps | None:
+    """The C kernels, if they can compute on tensors like `x`."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return _ops()
+
+
+@functools.cache
+def _ops() -> NativeOps | None:
+    library = native_library()
+    return None if library is None else NativeOps(library)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """Weights [N, K], or a stack of them, in the order in which the kernels read them."""
+
+    storage: Tensor
+    n: int
+    k: int
+    is_bf16: bool
+
+
+class NativeOps:
+    """The C functions of one library."""
+
+    def __init__(self, library: NativeLibrary) -> None:
+        self._amx = library.amx
+        functions = library.functions
+        for name, parameters in _SIGNATURES.items():
+            function = getattr(functions, f"expertmesh_{name}")
+            function.argtypes = [_TYPES[letter] for letter in parameters.replace(" ", "")]
+            function.restype = None
+        self._pack = functions.expertmesh_pack
+        self._linear = functions.expertmesh_linear
+        self._head_product = functions.expertmesh_head_product
+        self._grouped_ffn = functions.expertmesh_grouped_ffn
+        self._attention = functions.expertmesh_attention
+        self._rms_norm = functions.expertmesh_rms_norm
+        self._swiglu = functions.expertmesh_swiglu
+        self._rope = functions.expertmesh_rope
+        self._gate = functions.expertmesh_gate
+
+    def pack(self, weights: Sequence[Tensor]) -> PackedMatrix:
+        """Copies matrices [N, K] of one shape, with any strides, into one stack."""
+        first = weights[0]
+        n, k = first.shape
+        is_bf16 = _is_bf16(first)
+        matrix_bytes = packed_bytes(n, k, is_bf16)
+        storage = _aligned_zeros(len(weights) * matrix_bytes)
+        for i, weight in enumerate(weights):
+            self._pack_into(weight, storage[i * matrix_bytes :])
+        return PackedMatrix(storage, n, k, is_bf16)
+
+    def pack_in_place(self, stack_SNK: Tensor) -> PackedMatrix:
+        """As `pack`, into the stack's own memory where it fits: one matrix is held twice at most."""
+        n_matrices, n, k = stack_SNK.shape
+        is_bf16 = _is_bf16(stack_SNK)
+        matrix_bytes = packed_bytes(n, k, is_bf16)
+        fits = matrix_bytes == n * k * stack_SNK.element_size() and stack_SNK.is_contiguous()
+        if not fits or stack_SNK.data_ptr() % _LINE_BYTES:
+            return self.pack(list(stack_SNK))
+        scratch = _aligned_zeros(matrix_bytes)
+        storage = stack_SNK.view(-1).view(torch.uint8)
+        for i in range(n_matrices):
+            self._pack_into(stack_SNK[i], scratch)
+            storage[i * matrix_bytes : (i + 1) * matrix_bytes] = scratch
+        return PackedMatrix(storage, n, k, is_bf16)
+
+    def _pack_into(self, weight_NK: Tensor, storage: Tensor) -> None:
+        n, k = weight_NK.shape
+        self._pack(
+            weight_NK.data_ptr(),
+            n,
+            k,
+            weight_NK.stride(0),
+            weight_NK.stride(1),
+            _is_bf16(weight_NK),
+            storage.data_ptr(),
+        )
+
+    def _path(self, is_bf16: bool) -> int:
+        return int(self._amx and is_bf16)
+
+    def linear(
+        self, x_TK: Tensor, weights: PackedMatrix, bias_N: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
+        """x times the packed [N, K] transposed, plus bias: [T, N]."""
+        n_rows = x_TK.shape[0]
+        y_TN = torch.empty(n_rows, weights.n, dtype=out_dtype)
+        self._linear(
+            x_TK.data_ptr(),
+            x_TK.stride(0),
+            n_rows,
+            weights.k,
+            weights.storage.data_ptr(),
+            weights.n,
+            None if bias_N is None else bias_N.data_ptr(),
+            y_TN.data_ptr(),
+            weights.n,
+            weights.is_bf16,
+            out_dtype == torch.bfloat16,
+            self._path(weights.is_bf16),
+            torch.get_num_threads(),
+        )
+        return y_TN
+
+    def head_product(self, x_THI: Tensor, weights: PackedMatrix) -> Tensor:
+        """Head h of x times the h-th packed [O, I] transposed: [T, H, O]."""
+        n_rows, n_heads, _ = x_THI.shape
+        y_THO = torch.empty(n_rows, n_heads, weights.n, dtype=x_THI.dtype)
+        self._head_product(
+            x_THI.data_ptr(),
+            x_THI.stride(0),
+            x_THI.stride(1),
+            n_rows,
+            n_heads,
+            weights.k,
+            weights.storage.data_ptr(),
+            weights.n,
+            y_THO.data_ptr(),
+            weights.is_bf16,
+            self._path(weights.is_bf16),
+            torch.get_num_threads(),
+        )
+        return y_THO
+
+    def grouped_ffn(
+        self,
+        x_RD: Tensor,
+        gate_up: PackedMatrix,
+        down: PackedMatrix,
+        rows_per_expert: Sequence[int],
+    ) -> Tensor:
+        """Each expert's rows through its SwiGLU layers; see `interleave_gate_up` for `gate_up`."""
+        n_rows, hidden = x_RD.shape
+        pairs_width = gate_up.n // 2
+        h_width = -(-pairs_width // 32) * 32
+        make = torch.empty if h_width == pairs_width else torch.zeros
+        h_RF = make(n_rows, h_width, dtype=x_RD.dtype)
+        y_RD = torch.empty(n_rows, hidden, dtype=x_RD.dtype)
+        self._grouped_ffn(
+            x_RD.data_ptr(),
+            x_RD.stride(0),
+            n_rows,
+            hidden,
+            down.k,
+            gate_up.storage.data_ptr(),
+            down.storage.data_ptr(),
+            (ctypes.c_long * len(rows_per_expert))(*rows_per_expert),
+            len(rows_per_expert),
+            h_RF.data_ptr(),
+            y_RD.data_ptr(),
+            gate_up.is_bf16,
+            self._path(gate_up.is_bf16),
+            torch.get_num_threads(),
+        )
+        return y_RD
+
+    def attention(
+        self,
+        q_THC: Tensor,
+        cache_NPC: Tensor,
+        out_THV: Tensor,
+        *,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        block_tables_SB: Tensor,
+        softmax_scale: float,
+        tile_keys: int,
+    ) -> None:
+        """Fills the first sum(query_lens) rows of `out_THV` (contiguous)."""
+        self._attention(
+            q_THC.data_ptr(),
+            q_THC.stride(0),
+            q_THC.stride(1),
+            sum(query_lens),
+            q_THC.shape[1],
+            q_THC.shape[2],
+            cache_NPC.data_ptr(),
+            cache_NPC.shape[1],
+            block_tables_SB.data_ptr(),
+            block_tables_SB.stride(0),
+            _longs(query_lens),
+            _longs(context_lens),
+            len(query_lens),
+            out_THV.shape[2],
+            softmax_scale,
+            tile_keys,
+            out_THV.data_ptr(),
+            _is_bf16(q_THC),
+            torch.get_num_threads(),
+        )
+
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight: [T, D]."""
+        y_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
+        self._rms_norm(
+            x_TD.data_ptr(),
+            x_TD.stride(0),
+            weight_D.data_ptr(),
+            y_TD.data_ptr(),
+            x_TD.shape[0],
+            x_TD.shape[1],
+            eps,
+            _is_bf16(x_TD),
+            _is_bf16(weight_D),
+            torch.get_num_threads(),
+        )
+        return y_TD
+
+    def swiglu(self, gate_up_TG: Tensor) -> Tensor:
+        """silu(gate) * up: [T, F]."""
+        n_rows, width = gate_up_TG.shape[0], gate_up_TG.shape[1] // 2
+        h_TF = torch.empty(n_rows, width, dtype=gate_up_TG.dtype)
+        self._swiglu(
+            gate_up_TG.data_ptr(),
+            gate_up_TG.stride(0),
+            h_TF.data_ptr(),
+            n_rows,
+            width,
+            _is_bf16(gate_up_TG),
+            torch.get_num_threads(),
+        )
+        return h_TF
+
+    def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
+        """Pairs of features turned: [T, H, R]. `cos_TR2` and `sin_TR2` are fp32 with equal strides."""
+        n_tokens, n_heads, width = x_THR.shape
+        y_THR = torch.empty(n_tokens, n_heads, width, dtype=x_THR.dtype)
+        self._rope(
+            x_THR.data_ptr(),
+            x_THR.stride(0),
+            x_THR.stride(1),
+            cos_TR2.data_ptr(),
+            sin_TR2.data_ptr(),
+            cos_TR2.stride(0),
+            y_THR.data_ptr(),
+            n_tokens,
+            n_heads,
+            width // 2,
+            interleaved,
+            _is_bf16(x_THR),
+            torch.get_num_threads(),
+        )
+        return y_THR
+
+    def gate(
+        self,
+        logits_TE: Tensor,
+        bias_E: Tensor | None,
+        *,
+        sigmoid: bool,
+        selection: int,
+        top_k: int,
+        n_groups: int,
+        top_k_groups: int,
+        renormalise: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Weights fp32 and ids int64 [T, K] of fp32 logits; `selection`: 0 greedy, 1 max, 2 top two."""
+        n_tokens, n_experts = logits_TE.shape
+        weights_TK = torch.empty(n_tokens, top_k, dtype=torch.float32)
+        ids_TK = torch.empty(n_tokens, top_k, dtype=torch.int64)
+        self._gate(
+            logits_TE.data_ptr(),
+            logits_TE.stride(0),
+            None if bias_E is None else bias_E.data_ptr(),
+            n_tokens,
+            n_experts,
+            sigmoid,
+            selection,
+            top_k,
+            n_groups,
+            top_k_groups,
+            renormalise,
+            scale,
+            weights_TK.data_ptr(),
+            ids_TK.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return weights_TK, ids_TK
+
+
+def interleave_gate_up(gate_up_GD: Tensor) -> Tensor:
+    """Rows of gate and up [2F, D] in turns of 16, F padded to a multiple of 16 with zeros.
+
+    A product's block of columns then holds gate and up of the same features.
+    """
+    n_features, hidden = gate_up_GD.shape[0] // 2, gate_up_GD.shape[1]
+    n_panels = -(-n_features // _LANES)
+    padded = gate_up_GD.new_zeros(2, n_panels * _LANES, hidden)
+    padded[:, :n_features] = gate_up_GD.view(2, n_features, hidden)
+    return padded.view(2, n_panels, _LANES, hidden).transpose(0, 1).reshape(-1, hidden)
+
+
+def packed_bytes(n: int, k: int, is_bf16: bool) -> int:
+    """Bytes of a packed [N, K]: N is padded to 16, for bf16 K to 32."""
+    lines = -(-k // 32) * 16 if is_bf16 else k
+    return -(-n // _LANES) * lines * _LINE_BYTES
+
+
+def _aligned_zeros(n_bytes: int) -> Tensor:
+    storage = torch.zeros(n_bytes + _LINE_BYTES, dtype=torch.uint8)
+    offset = -storage.data_ptr() % _LINE_BYTES
+    return storage[offset : offset + n_bytes]
+
+
+def _is_bf16(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+@functools.lru_cache(maxsize=16)
+def _longs(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_long]:
+    """The same few tuples come once a layer."""
+    return (ctypes.c_long * len(values))(*values)

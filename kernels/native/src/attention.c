@@ -1,0 +1,268 @@
+/* Latent attention over a paged cache, one (query, group of heads) at a time.
+
+   Keys come in tiles whose borders are multiples of `tile_keys`, each head with an online softmax in
+   fp32; only keys that the query sees are touched. A head's result depends on nothing else. */
+#include "common.h"
+
+#include <math.h>
+
+enum { GROUP_HEADS = 8, BLOCK_KEYS = 4, BLOCK_HEADS = 4, CHUNK = 32 };
+
+typedef struct {
+    const char *cache; /* entries of `width` elements */
+    const long *table; /* this sequence's blocks */
+    long block_tokens, width, value_dim;
+    int is_bf16;
+} Keys;
+
+INLINE const char *key_at(const Keys *keys, long position) {
+    const long slot = keys->table[position / keys->block_tokens] * keys->block_tokens + position % keys->block_tokens;
+    return element(keys->cache, slot * keys->width, keys->is_bf16);
+}
+
+/* The sums of 16 vectors; sum 4 i + j ends in element i of 128-bit lane j. All are summed in one order. */
+INLINE __m512 sums_of_16(const __m512 v[16]) {
+    __m512 quarter[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512 *a = v + 4 * i;
+        const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));
+        const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));
+        quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    }
+    const __m512 xy = _mm512_add_ps(_mm512_unpacklo_ps(quarter[0], quarter[1]), _mm512_unpackhi_ps(quarter[0], quarter[1]));
+    const __m512 zw = _mm512_add_ps(_mm512_unpacklo_ps(quarter[2], quarter[3]), _mm512_unpackhi_ps(quarter[2], quarter[3]));
+    return _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(xy), _mm512_castps_pd(zw))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(xy), _mm512_castps_pd(zw))));
+}
+
+/* 4 keys times 4 heads; element i of 128-bit lane j is key i, head j. */
+INLINE __m512 scores_4x4(const char *const k[4], const char *const q[4], long width, int is_bf16) {
+    __m512 acc[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
+    const long step = is_bf16 ? 32 : 16;
+    for (long c = 0; c < width; c += step) {
+        __m512i kv[4], qv[4];
+        const long left = width - c;
+        if (is_bf16) {
+            const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                kv[i] = _mm512_maskz_loadu_epi16(mask, k[i] + c * 2);
+                qv[i] = _mm512_maskz_loadu_epi16(mask, q[i] + c * 2);
+            }
+        } else {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                kv[i] = _mm512_maskz_loadu_epi32(lanes_left(left), k[i] + c * 4);
+                qv[i] = _mm512_maskz_loadu_epi32(lanes_left(left), q[i] + c * 4);
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++)
+                acc[4 * i + j] = is_bf16 ? _mm512_dpbf16_ps(acc[4 * i + j], (__m512bh)kv[i], (__m512bh)qv[j])
+                                         : _mm512_fmadd_ps((__m512)kv[i], (__m512)qv[j], acc[4 * i + j]);
+    }
+    return sums_of_16(acc);
+}
+
+/* scores[head][key] of n keys; rows are `stride` floats and hold a whole number of vectors. */
+INLINE void score_tile(const Keys *keys, const char *const *key, int n, const char *q, long q_stride, int heads,
+                       float scale, float *scores, long stride) {
+    for (int h = 0; h < heads; h += BLOCK_HEADS) {
+        const char *rows[4];
+        for (int j = 0; j < 4; j++) {
+            const int head = h + j < heads ? h + j : heads - 1;
+            rows[j] = element(q, head * q_stride, keys->is_bf16);
+        }
+        for (int i = 0; i < n; i += BLOCK_KEYS) {
+            const char *const four[4] = {key[i], key[i + 1 < n ? i + 1 : n - 1], key[i + 2 < n ? i + 2 : n - 1],
+                                         key[i + 3 < n ? i + 3 : n - 1]};
+            const __m512 s = _mm512_mul_ps(scores_4x4(four, rows, keys->width, keys->is_bf16), _mm512_set1_ps(scale));
+            _mm_storeu_ps(scores + h * stride + i, _mm512_extractf32x4_ps(s, 0));
+            _mm_storeu_ps(scores + (h + 1) * stride + i, _mm512_extractf32x4_ps(s, 1));
+            _mm_storeu_ps(scores + (h + 2) * stride + i, _mm512_extractf32x4_ps(s, 2));
+            _mm_storeu_ps(scores + (h + 3) * stride + i, _mm512_extractf32x4_ps(s, 3));
+        }
+    }
+}
+
+/* Scores of one head to weights exp(score - max), in place; keys behind n get weight 0. */
+static void softmax_tile(float *scores, int n, float *max, float *sum, float *kept) {
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    for (int i = 0; i < n; i += LANES) top = _mm512_mask_max_ps(top, lanes_left(n - i), top, _mm512_loadu_ps(scores + i));
+    const float new_max = fmaxf(*max, _mm512_reduce_max_ps(top));
+    __m512 total = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += LANES) {
+        const __m512 weight = _mm512_maskz_mov_ps(
+            lanes_left(n - i), exp512(_mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(new_max))));
+        _mm512_storeu_ps(scores + i, weight);
+        total = _mm512_add_ps(total, weight);
+    }
+    *kept = _mm512_cvtss_f32(exp512(_mm512_set1_ps(*max - new_max)));
+    *sum = *sum * *kept + _mm512_reduce_add_ps(total);
+    *max = new_max;
+}
+
+/* out[head][32 values] = out * kept + weights times values, for values c .. c + 31. A bf16 chunk is kept
+   in the order in which two keys' values interleave. */
+INLINE void add_values(const int heads, const int is_bf16, const char *const *key, int n, long c, long left,
+                       const char *weights, long weight_stride_bytes, const float *kept, float *out, long out_stride) {
+    __m512 lo[8], hi[8];
+#pragma GCC unroll 8
+    for (int h = 0; h < heads; h++) {
+        lo[h] = _mm512_mul_ps(_mm512_loadu_ps(out + h * out_stride), _mm512_set1_ps(kept[h]));
+        hi[h] = _mm512_mul_ps(_mm512_loadu_ps(out + h * out_stride + 16), _mm512_set1_ps(kept[h]));
+    }
+    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    for (int i = 0; i < n; i += is_bf16 ? 2 : 1) {
+        __m512i a, b;
+        if (is_bf16) {
+            const __m512i first = _mm512_maskz_loadu_epi16(mask, key[i] + c * 2);
+            const __m512i second = _mm512_maskz_loadu_epi16(mask, key[i + 1 < n ? i + 1 : i] + c * 2);
+            a = _mm512_unpacklo_epi16(first, second);
+            b = _mm512_unpackhi_epi16(first, second);
+        } else {
+            a = _mm512_maskz_loadu_epi32((__mmask16)mask, key[i] + c * 4);
+            b = _mm512_maskz_loadu_epi32((__mmask16)(mask >> 16), key[i] + c * 4 + 64);
+        }
+#pragma GCC unroll 8
+        for (int h = 0; h < heads; h++) {
+            int32_t bits;
+            memcpy(&bits, weights + h * weight_stride_bytes + i * (is_bf16 ? 2 : 4), 4);
+            const __m512i w = _mm512_set1_epi32(bits);
+            if (is_bf16) {
+                lo[h] = _mm512_dpbf16_ps(lo[h], (__m512bh)a, (__m512bh)w);
+                hi[h] = _mm512_dpbf16_ps(hi[h], (__m512bh)b, (__m512bh)w);
+            } else {
+                lo[h] = _mm512_fmadd_ps((__m512)a, (__m512)w, lo[h]);
+                hi[h] = _mm512_fmadd_ps((__m512)b, (__m512)w, hi[h]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int h = 0; h < heads; h++) {
+        _mm512_storeu_ps(out + h * out_stride, lo[h]);
+        _mm512_storeu_ps(out + h * out_stride + 16, hi[h]);
+    }
+}
+
+INLINE void value_tile(const Keys *keys, const int is_bf16, const char *const *key, int n, int heads,
+                       const char *weights, long weight_stride_bytes, const float *kept, float *out, long out_stride) {
+    for (int h = 0; h < heads;) {
+        const int left_heads = heads - h, some = left_heads >= 8 ? 8 : left_heads >= 4 ? 4 : 1;
+        for (long c = 0; c < keys->value_dim; c += CHUNK) {
+            const long left = keys->value_dim - c;
+            const char *w = weights + h * weight_stride_bytes;
+            float *o = out + h * out_stride + c;
+            if (some == 8)
+                add_values(8, is_bf16, key, n, c, left, w, weight_stride_bytes, kept + h, o, out_stride);
+            else if (some == 4)
+                add_values(4, is_bf16, key, n, c, left, w, weight_stride_bytes, kept + h, o, out_stride);
+            else
+                add_values(1, is_bf16, key, n, c, left, w, weight_stride_bytes, kept + h, o, out_stride);
+        }
+        h += some;
+    }
+}
+
+/* A bf16 chunk of 32 values back from the order in which pairs interleave. */
+INLINE void in_order(__m512 *a, __m512 *b) {
+    const __m512 lo = *a, hi = *b;
+    const __m512 even = _mm512_shuffle_f32x4(lo, hi, 0x44), odd = _mm512_shuffle_f32x4(lo, hi, 0xee);
+    *a = _mm512_shuffle_f32x4(even, even, 0xd8); /* lo0 hi0 lo1 hi1 */
+    *b = _mm512_shuffle_f32x4(odd, odd, 0xd8);
+}
+
+typedef struct {
+    float *scores, *out;
+    uint16_t *weights;
+    const char **key;
+} Scratch;
+
+INLINE void attend(const Keys *keys, const int is_bf16, const char *q, long q_stride, int heads, long n_keys,
+                   long tile_keys, float scale, Scratch scratch, char *y, long y_stride) {
+    const long out_stride = (keys->value_dim + CHUNK - 1) / CHUNK * CHUNK;
+    const long stride = (tile_keys + LANES - 1) / LANES * LANES;
+    float max[GROUP_HEADS], sum[GROUP_HEADS], kept[GROUP_HEADS];
+    for (int h = 0; h < GROUP_HEADS; h++) max[h] = -INFINITY, sum[h] = 0;
+    memset(scratch.out, 0, heads * out_stride * sizeof(float));
+    for (long first = 0; first < n_keys; first += tile_keys) {
+        const int n = (int)(n_keys - first < tile_keys ? n_keys - first : tile_keys);
+        for (int i = 0; i < n; i++) scratch.key[i] = key_at(keys, first + i);
+        score_tile(keys, scratch.key, n, q, q_stride, heads, scale, scratch.scores, stride);
+        for (int h = 0; h < heads; h++) {
+            float *row = scratch.scores + h * stride;
+            softmax_tile(row, n, &max[h], &sum[h], &kept[h]);
+            if (is_bf16)
+                for (int i = 0; i < n; i += LANES)
+                    store(scratch.weights, h * stride + i, 0xffff, _mm512_loadu_ps(row + i), 1);
+        }
+        if (is_bf16)
+            value_tile(keys, 1, scratch.key, n, heads, (const char *)scratch.weights, stride * 2, kept, scratch.out,
+                       out_stride);
+        else
+            value_tile(keys, 0, scratch.key, n, heads, (const char *)scratch.scores, stride * 4, kept, scratch.out,
+                       out_stride);
+    }
+    for (int h = 0; h < heads; h++)
+        for (long c = 0; c < keys->value_dim; c += CHUNK) {
+            const __m512 total = _mm512_set1_ps(sum[h]);
+            __m512 a = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c), total);
+            __m512 b = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c + 16), total);
+            if (is_bf16) in_order(&a, &b);
+            const long left = keys->value_dim - c;
+            store(y, h * y_stride + c, lanes_left(left), a, is_bf16);
+            if (left > LANES) store(y, h * y_stride + c + LANES, lanes_left(left - LANES), b, is_bf16);
+        }
+}
+
+/* y [tokens, heads, value_dim] of queries q [tokens, heads, width], sequence after sequence: query i of
+   sequence s sees the first context_lens[s] + i + 1 entries of its block table (row s of `tables`). */
+API void expertmesh_attention(const void *q, long q_token_stride, long q_head_stride, long tokens, long heads,
+                              long width, const void *cache, long block_tokens, const long *tables, long table_stride,
+                              const long *query_lens, const long *context_lens, long n_sequences, long value_dim,
+                              float scale, long tile_keys, void *y, int is_bf16, int threads) {
+    long *sequences = malloc((tokens + 1) * sizeof(long)), *visible = malloc((tokens + 1) * sizeof(long));
+    for (long s = 0, t = 0; s < n_sequences; s++)
+        for (long i = 0; i < query_lens[s]; i++, t++) {
+            sequences[t] = s;
+            visible[t] = context_lens[s] + i + 1;
+        }
+    /* Few queries: smaller groups, so that every thread has one. */
+    const long group = tokens < threads && heads > BLOCK_HEADS ? BLOCK_HEADS : GROUP_HEADS;
+    const long groups = (heads + group - 1) / group;
+    const long stride = (tile_keys + LANES - 1) / LANES * LANES;
+    const long out_stride = (value_dim + CHUNK - 1) / CHUNK * CHUNK;
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch scratch;
+        scratch.scores = malloc(GROUP_HEADS * stride * sizeof(float));
+        scratch.out = malloc(GROUP_HEADS * out_stride * sizeof(float));
+        scratch.weights = malloc(GROUP_HEADS * stride * sizeof(uint16_t));
+        scratch.key = malloc(tile_keys * sizeof(char *));
+#pragma omp for schedule(dynamic, 1)
+        for (long task = 0; task < tokens * groups; task++) {
+            /* The last tokens of a chunk see most: they go first. */
+            const long t = tokens - 1 - task / groups, h = task % groups * group;
+            const int some = (int)(heads - h < group ? heads - h : group);
+            const Keys keys = {cache, tables + sequences[t] * table_stride, block_tokens, width, value_dim, is_bf16};
+            const char *rows = element(q, t * q_token_stride + h * q_head_stride, is_bf16);
+            char *out = element(y, (t * heads + h) * value_dim, is_bf16);
+            if (is_bf16)
+                attend(&keys, 1, rows, q_head_stride, some, visible[t], tile_keys, scale, scratch, out, value_dim);
+            else
+                attend(&keys, 0, rows, q_head_stride, some, visible[t], tile_keys, scale, scratch, out, value_dim);
+        }
+        free(scratch.scores);
+        free(scratch.out);
+        free(scratch.weights);
+        free(scratch.key);
+    }
+    free(sequences);
+    free(visible);
+}
