@@ -39,10 +39,10 @@ def shape_line(config: DeploymentConfig) -> str:
     hosts = (
         "fused (the experts live in the routers)"
         if config.fused
-        else _count(config.experts.replicas, "expert host")
+        else count(config.experts.replicas, "expert host")
     )
     return (
-        f"{_count(config.gateway.replicas, 'gateway')}, {_count(config.router.replicas, 'router')}, {hosts}"
+        f"{count(config.gateway.replicas, 'gateway')}, {count(config.router.replicas, 'router')}, {hosts}"
     )
 
 
@@ -98,5 +98,6 @@ def host_shares(before: Sequence[pb.Member], after: Sequence[pb.Member]) -> list
     return [(rank, n, n / total if total else 0.0) for rank, n in rows]
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """`1 router`, `2 routers`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from threading import Event
 
 import grpc
 
+from expertmesh.cluster.member import LOAD_INTERVAL_S
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc as rpc
 
 POLL_S = 0.2
 CALL_S = 2.0
-QUIET_POLLS = 3
-"""So many polls in a row without an open request: what a gateway had just admitted has been reported."""
+QUIET_S = LOAD_INTERVAL_S + 0.5
+"""So long without an open request: what a gateway had just admitted has been reported by then."""
 
 
 def drain(address: str, drain_s: float, at_once: Event, report: Callable[[int, float], None]) -> int:
@@ -30,18 +32,19 @@ def drain(address: str, drain_s: float, at_once: Event, report: Callable[[int, f
         Requests that are still open; -1 when the coordinator did not answer.
     """
     deadline_s = time.monotonic() + drain_s
-    open_requests, quiet, asked = -1, 0, False
+    open_requests, asked = -1, False
+    quiet_since_s = math.inf
     with grpc.insecure_channel(address) as channel:
         coordinator = rpc.CoordinatorStub(channel)
-        while quiet < QUIET_POLLS:
+        while time.monotonic() < quiet_since_s + QUIET_S:
             try:
                 if not asked:
                     coordinator.BeginDrain(pb.BeginDrainRequest(), timeout=CALL_S)
-                    asked = True
+                    asked, quiet_since_s = True, math.inf
                 open_requests = coordinator.GetState(
                     pb.GetStateRequest(), timeout=CALL_S
                 ).outstanding_requests
-                quiet = quiet + 1 if open_requests == 0 else 0
+                quiet_since_s = math.inf if open_requests else min(quiet_since_s, time.monotonic())
             except grpc.RpcError:
                 # A coordinator that restarts has forgotten the drain.
                 asked = False

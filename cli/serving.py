@@ -73,6 +73,7 @@ class Foreground:
             cluster = RayCluster.connect(self.ray_address, self.config)
         deployed = live = False
         try:
+            stop.signals_taken()
             stop.check()
             if cluster.dashboard_url:
                 self._say(f"Ray dashboard: {cluster.dashboard_url}")
@@ -167,7 +168,7 @@ class Foreground:
 
             left = drain(address, self.config.shutdown.drain_s, stop.at_once, report)
         if left > 0:
-            self._say(f"{left} requests were cut off")
+            self._say(f"cut off: {display.count(left, 'open request')}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -32,9 +32,15 @@ class StopRequestedError(Exception):
 class Stop:
     """Tells the work to stop: once to drain, twice to leave at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, retake: Callable[[], None]) -> None:
+        self._retake = retake
         self.requested = threading.Event()
         self.at_once = threading.Event()
+
+    def signals_taken(self) -> None:
+        """To be called after Ray has started: its core puts a handler of its own under Python's, which
+        aborts the process three seconds after a SIGTERM. Takes the signals back."""
+        self._retake()
 
     def check(self) -> None:
         """Raises StopRequestedError when a stop has been asked for."""
@@ -48,6 +54,7 @@ class Stop:
 
 
 Work = Callable[[Stop], int]
+Events = queue.SimpleQueue[Literal["signal", "retake", "done"]]
 
 
 def supervise(work: Work, grace_s: float) -> int:
@@ -58,8 +65,8 @@ def supervise(work: Work, grace_s: float) -> int:
         grace_s: after the first signal the work has this long to return; then every process below this
             one is killed, and this one ends.
     """
-    events: queue.SimpleQueue[Literal["signal", "done"]] = queue.SimpleQueue()
-    stop = Stop()
+    events: Events = queue.SimpleQueue()
+    stop = Stop(lambda: events.put("retake"))
     outcome: list[int | BaseException] = []
 
     def run() -> None:
@@ -74,23 +81,30 @@ def supervise(work: Work, grace_s: float) -> int:
         # SimpleQueue.put may interrupt itself; an Event's set may not.
         events.put("signal")
 
-    before = {signum: signal.signal(signum, on_signal) for signum in SIGNALS}
+    def take() -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, on_signal)
+        # Of a handler that was there in between.
+        signal.alarm(0)
+
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    take()
     try:
         thread = threading.Thread(target=run, name="work", daemon=True)
         thread.start()
-        if not _wait(events, stop, grace_s):
+        if not _wait(events, stop, take, grace_s):
             _end_by_force(stop)
         thread.join()
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _wait(events: queue.SimpleQueue[Literal["signal", "done"]], stop: Stop, grace_s: float) -> bool:
+def _wait(events: Events, stop: Stop, take: Callable[[], None], grace_s: float) -> bool:
     """Whether the work returned in time."""
     deadline_s: float | None = None
     while True:
@@ -103,7 +117,9 @@ def _wait(events: queue.SimpleQueue[Literal["signal", "done"]], stop: Stop, grac
             return False
         if event == "done":
             return True
-        if not stop.requested.is_set():
+        if event == "retake":
+            take()
+        elif not stop.requested.is_set():
             stop.requested.set()
             deadline_s = time.monotonic() + grace_s
         elif not stop.at_once.is_set():
