@@ -39,6 +39,9 @@ class GatewayConfig(Section):
 
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=0.1, ge=0)
+    stream_chunks_per_s: float = Field(default=300.0, gt=0)
+    """Messages a second that the open streams of one gateway share; above that, tokens of several steps
+    travel together. First and last tokens never wait. Serve spends about 0.8 ms of a core on a message."""
 
 
 class RouterConfig(Section):

@@ -74,6 +74,16 @@ class Completion:
         """Tokens received."""
         return len(self._token_ids)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing has been taken yet."""
+        return self._n_taken == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the next `take` is the last, or there is an error to raise."""
+        return self._last is not None or self.error is not None
+
     def place(self, link: RouterLink) -> None:
         """Submits to a router: the prompt and all tokens that have been received."""
         self.attempt += 1

@@ -6,19 +6,19 @@ Nothing here knows Ray, HTTP or the public gRPC: both faces call `GatewayCore.ge
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
-from expertmesh.actors.gateway.completion import Completion, CompletionSpec
+from expertmesh.actors.gateway.completion import Completion
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, ModelCard, RawRequest
 from expertmesh.actors.gateway.routers import RouterAddress, RouterPool
+from expertmesh.actors.gateway.run import RequestRun
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.validation import Validator
 from expertmesh.configs.schema import LimitsConfig
-from expertmesh.engine.request import SamplingParams
 from expertmesh.proto.v1 import internal_pb2 as pb
 
 
@@ -32,6 +32,7 @@ class GatewayCore:
         tokenizer: None when the checkpoint has none.
         incarnation: names this gateway to the routers; drawn when empty.
         on_outstanding: told the number of open completions whenever it changes.
+        stream_chunks_per_s: deltas a second that all open streams share (`GatewayConfig`).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class GatewayCore:
         tokenizer: TextTokenizer | None = None,
         incarnation: str = "",
         on_outstanding: Callable[[int], None] | None = None,
+        stream_chunks_per_s: float = math.inf,
     ) -> None:
         self.card = card
         self.limits = limits
@@ -56,6 +58,7 @@ class GatewayCore:
         self._draining = False
         self._n_admitted = 0
         self._on_outstanding = on_outstanding
+        self._stream_chunks_per_s = stream_chunks_per_s
         self._status_changed = asyncio.Event()
 
     @property
@@ -96,19 +99,28 @@ class GatewayCore:
         self._draining = True
         await self._routers.close()
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Delta], None]:
-        """Runs a request; yields what is new of its completions, whenever something is.
+    @property
+    def stream_interval_s(self) -> float:
+        """The least time between two deltas of one completion, first and last ones apart."""
+        return self.n_outstanding / self._stream_chunks_per_s
 
+    async def generate(
+        self, request: GenerationRequest, whole: bool = False
+    ) -> AsyncGenerator[list[Delta], None]:
+        """Runs a request; yields what is new of its completions.
+
+        With `whole`, a completion's delta comes when it has ended (or has to be searched for stop strings).
         Closing the iterator early, or cancelling the task that waits on it, frees the request.
 
         Raises:
             GatewayError: QUEUE_FULL or UNAVAILABLE at the start; DEADLINE, UNAVAILABLE or INTERNAL later.
         """
         self._admit(request.n_completions)
-        run = _Run(self, request)
+        run = RequestRun(self, request, whole)
         try:
             while not run.ended:
-                yield await run.next()
+                if deltas := await run.next():
+                    yield deltas
         finally:
             run.close()
 
@@ -119,7 +131,7 @@ class GatewayCore:
             GatewayError: as `generate`.
         """
         parts: list[list[Delta]] = [[] for _ in range(request.n_completions)]
-        async with aclosing(self.generate(request)) as stream:
+        async with aclosing(self.generate(request, whole=True)) as stream:
             async for deltas in stream:
                 for delta in deltas:
                     parts[delta.index].append(delta)
@@ -182,92 +194,6 @@ class GatewayCore:
         waiting, self._waiting = self._waiting, {}
         for completion in waiting.values():
             self.place(completion)
-
-
-class _Run:
-    """A request in flight: all its completions, and the wait for their news."""
-
-    def __init__(self, core: GatewayCore, request: GenerationRequest) -> None:
-        self._core = core
-        self._request = request
-        self._ready: dict[int, Completion] = {}
-        self._has_news = asyncio.Event()
-        self._expired = False
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(request.timeout_s, self._expire)
-        self._completions = [self._new(index) for index in range(request.n_completions)]
-        self._n_open = len(self._completions)
-        for completion in self._completions:
-            core.place(completion)
-
-    @property
-    def ended(self) -> bool:
-        """Whether every completion has given its last delta."""
-        return self._n_open == 0
-
-    async def next(self) -> list[Delta]:
-        """The next deltas, one for each completion that has news."""
-        await self._has_news.wait()
-        self._has_news.clear()
-        if self._expired:
-            raise self._timeout_error()
-        ready, self._ready = self._ready, {}
-        deltas = []
-        for completion in ready.values():
-            if completion.error is not None:
-                raise completion.error
-            delta = completion.take()
-            deltas.append(delta)
-            if completion.ended:
-                self._n_open -= 1
-                self._core.forget(completion)
-        return deltas
-
-    def close(self) -> None:
-        """Frees what is still open."""
-        self._deadline.cancel()
-        for completion in self._completions:
-            if not completion.ended:
-                completion.stop()
-                self._core.forget(completion)
-
-    def _new(self, index: int) -> Completion:
-        request, core = self._request, self._core
-        sampling = request.sampling[index % request.n]
-        if index % request.n:
-            sampling = _without_prompt_logprobs(sampling)
-        spec = CompletionSpec(
-            request_id=core.next_request_id(),
-            index=index,
-            prompt_token_ids=request.prompts[index // request.n],
-            sampling=sampling,
-            stop=request.stop,
-            eos_token_ids=request.eos_token_ids,
-        )
-        return Completion(spec, core.tokenizer, self._on_news, core.place)
-
-    def _on_news(self, completion: Completion) -> None:
-        self._ready[completion.spec.index] = completion
-        self._has_news.set()
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._has_news.set()
-
-    def _timeout_error(self) -> GatewayError:
-        waited_s = self._request.timeout_s
-        if all(completion.attempt < 0 for completion in self._completions):
-            topology = self._core.topology
-            message = f"no generation was live for {waited_s:g} s ({topology.state}: {topology.reason})"
-            return GatewayError(ErrorKind.UNAVAILABLE, message)
-        n_tokens = sum(completion.n_tokens for completion in self._completions)
-        message = f"the request's deadline of {waited_s:g} s passed after {n_tokens} generated tokens"
-        return GatewayError(ErrorKind.DEADLINE, message)
-
-
-def _without_prompt_logprobs(sampling: SamplingParams) -> SamplingParams:
-    """The first completion of a prompt has them already."""
-    return replace(sampling, prompt_logprobs=None)
 
 
 def _join(deltas: list[Delta]) -> Completed:

@@ -73,7 +73,13 @@ class Gateway:
         tokenizer = TextTokenizer.load(path)
         self._template = ChatTemplate.load(path) if tokenizer else None
         self._core = GatewayCore(
-            model_card(config), config.limits, config.failure.lease_s, tokenizer, incarnation, self._report
+            model_card(config),
+            config.limits,
+            config.failure.lease_s,
+            tokenizer,
+            incarnation,
+            self._report,
+            config.gateway.stream_chunks_per_s,
         )
         self._face = RpcFace(self._core, self._fresh_topology)
         self._member = MemberClient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -214,9 +215,12 @@ class Gateway:
         tokenizer: TextTokenizer | None = None,
         lease_s: float = 15.0,
         on_outstanding: Callable[[int], None] | None = None,
+        stream_chunks_per_s: float = math.inf,
     ) -> GatewayCore:
         bounds = limits or LimitsConfig()
-        core = GatewayCore(make_card(), bounds, lease_s, tokenizer, "gateway-a", on_outstanding)
+        core = GatewayCore(
+            make_card(), bounds, lease_s, tokenizer, "gateway-a", on_outstanding, stream_chunks_per_s
+        )
         self._cores.append(core)
         return core
 

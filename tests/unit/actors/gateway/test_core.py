@@ -343,3 +343,25 @@ async def test_outstanding_requests_are_reported(gateway, raw):
     core = await gateway.serving(router, on_outstanding=seen.append)
     await run(core, raw(max_tokens=1, n=2))
     assert seen == [2, 1, 0]
+
+
+async def test_many_streams_share_the_message_rate_but_first_and_last_tokens_do_not_wait(gateway, raw):
+    router = await gateway.router()
+    core = await gateway.serving(router, stream_chunks_per_s=1e-3)
+    deltas = await asyncio.wait_for(deltas_of(core, raw((5,), max_tokens=40)), 10)
+    assert 2 <= len(deltas) <= 3
+    assert [t for delta in deltas for t in delta.token_ids] == expected((5,), 40)
+    assert len(deltas[0].token_ids) < 40
+
+
+async def test_the_message_rate_lets_tokens_through_in_time(gateway, raw):
+    router = await gateway.router()
+    router.edit = lambda news: None if news.index > 9 else news  # ten tokens, then silence
+    core = await gateway.serving(router, stream_chunks_per_s=20)
+    stream = core.generate(await core.validate(raw((5,), max_tokens=40)))
+    tokens: list[int] = []
+    async with asyncio.timeout(10):
+        while len(tokens) < 10:
+            tokens += [t for delta in await anext(stream) for t in delta.token_ids]
+    assert tokens == expected((5,), 10)
+    await stream.aclose()
