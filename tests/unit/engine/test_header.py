@@ -1,0 +1,27 @@
+"""Headers and what follows from them."""
+
+from __future__ import annotations
+
+from expertmesh.engine.exchange.header import StepAgreement, StepHeader
+
+
+def test_a_header_survives_its_journey() -> None:
+    header = StepHeader(3, 17, tokens=5, decode_tokens=4, drafts=1, prepared=4, leaving=1)
+    assert StepHeader.decode(header.encode()) == header
+    assert len(header.encode()) == StepHeader.n_fields()
+
+
+def test_ranks_park_when_nobody_has_work_and_nobody_leaves() -> None:
+    idle, busy = StepHeader(1, 0), StepHeader(1, 0, tokens=1)
+    leaving = StepHeader(1, 0, leaving=1)
+    assert StepAgreement((idle, idle)).parks
+    assert not StepAgreement((idle, busy)).parks
+    assert not StepAgreement((idle, leaving)).parks
+
+
+def test_a_rank_at_another_step_is_named() -> None:
+    own = StepHeader(2, 7)
+    assert StepAgreement((own, StepHeader(2, 7, tokens=3))).mismatch(own) is None
+    mismatch = StepAgreement((own, StepHeader(2, 6))).mismatch(own)
+    assert mismatch is not None
+    assert "rank 1 is at generation 2 step 6" in mismatch
