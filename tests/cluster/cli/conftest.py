@@ -105,6 +105,11 @@ class Command:
 
 
 @pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
 def command() -> Iterator[Callable[..., Command]]:
     started: list[Command] = []
 
