@@ -5,6 +5,7 @@ Shape suffixes: T tokens, D hidden size, F hidden features of the network, G = 2
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from expertmesh.kernels.activation import swiglu
@@ -31,9 +32,9 @@ class SwigluNetwork:
         loader.read_into(tensors.up, gate_up_GD[n_features:])
         return cls(gate_up_GD, loader.read(tensors.down), mode)
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """y [T, D] of x's dtype."""
-        return self._down(swiglu(self._gate_up(x_TD)))
+    def __call__(self, x_TD: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """y [T, D] of `out_dtype`, x's when absent; always a new tensor."""
+        return self._down(swiglu(self._gate_up(x_TD)), out_dtype)
 
 
 class DenseFfn:

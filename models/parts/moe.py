@@ -72,7 +72,7 @@ class MoeFfn:
             sum_TD = torch.zeros_like(x_TD, dtype=torch.float32)
         else:
             # Computed while the rows travel.
-            sum_TD = self._shared(x_TD).to(torch.float32, copy=True)
+            sum_TD = self._shared(x_TD, torch.float32)
             step.mark("shared")
         sum_TD[:n_tokens] += step.exchange.combine(handle, weights_TK[:n_tokens])
         y_TD = sum_TD.to(x_TD.dtype)

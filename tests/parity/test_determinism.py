@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,25 @@ N_OTHERS = 31
 MODE = ComputeMode(tile_rows=8, tile_keys=16)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(kind, dtype) for kind in ("v2-lite", "v3") for dtype in (torch.float32, torch.bfloat16)],
-    ids=lambda p: f"{p[0]}-{p[1]}",
-)
-def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[Kind], Path]) -> PagedSequences:
-    kind, dtype = request.param
-    return PagedSequences(tiny_checkpoint(kind), dtype=dtype, mode=MODE, n_blocks=1400)
+@pytest.fixture(scope="module", params=["v2-lite", "v3"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    chosen: torch.dtype = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "torch"])
+def loaded(
+    request: pytest.FixtureRequest, tiny_checkpoint: Callable[[Kind], Path], kind: Kind, dtype: torch.dtype
+) -> PagedSequences:
+    """With the compiled kernels (where the machine can) and with torch alone."""
+    mode = dataclasses.replace(MODE, native=request.param)
+    return PagedSequences(tiny_checkpoint(kind), dtype=dtype, mode=mode, n_blocks=1400)
 
 
 @pytest.fixture
@@ -74,7 +86,6 @@ def test_two_threads_change_no_bit_between_chunks(model: PagedSequences) -> None
     assert torch.equal(in_chunks(model, ids, 1), whole_TV)
 
 
-@pytest.mark.parametrize("kind", ["v2-lite", "v3"])
 def test_the_fast_mode_gives_the_same_within_rounding(
     kind: Kind, tiny_checkpoint: Callable[[Kind], Path]
 ) -> None:

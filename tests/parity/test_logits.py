@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 import torch
 from paged_sequences import PagedSequences
-from tiny_checkpoints import KINDS, VOCAB, Kind, load_reference, reference_greedy, reference_logits
+from tiny_checkpoints import (
+    KINDS,
+    VOCAB,
+    Kind,
+    load_reference,
+    make_tiny_checkpoint,
+    reference_greedy,
+    reference_logits,
+)
 from torch import Tensor
+
+from expertmesh.kernels.mode import ComputeMode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,10 +41,16 @@ class Pair:
         return reference_logits(self.theirs, token_ids).log_softmax(-1)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[(kind, native) for kind in KINDS for native in (True, False)],
+    ids=lambda p: f"{p[0]}-{'native' if p[1] else 'torch'}",
+)
 def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[Kind], Path]) -> Pair:
-    folder = tiny_checkpoint(request.param)
-    return Pair(PagedSequences(folder), load_reference(folder))
+    """With the compiled kernels (where the machine can) and with torch alone."""
+    kind, native = request.param
+    folder = tiny_checkpoint(kind)
+    return Pair(PagedSequences(folder, mode=ComputeMode(native=native)), load_reference(folder))
 
 
 @pytest.fixture
@@ -95,3 +111,22 @@ def test_greedy_decoding(pair: Pair) -> None:
             tokens[name].append(token)
     for name, ids in prompts.items():
         assert tokens[name] == reference_greedy(pair.theirs, ids, n_tokens)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_interleave": False},
+        {"rope_scaling": None},
+        {"tie_word_embeddings": True},
+        {"max_shard_size": "150KB"},
+        {"norm_topk_prob": False},
+    ],
+    ids=str,
+)
+def test_variants(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = make_tiny_checkpoint("v3", tmp_path, **changes)
+    assert ("max_shard_size" in changes) == (len(list(folder.glob("*.safetensors"))) > 1)
+    ids = prompt(40)
+    reference_TV = reference_logits(load_reference(folder), ids).log_softmax(-1)
+    assert_close(PagedSequences(folder).step({"a": ids})["a"], reference_TV)

@@ -111,13 +111,16 @@ _VARIANTS: dict[Kind, dict[str, Any]] = {
 }
 
 
-def make_tiny_checkpoint(kind: Kind, folder: Path, *, seed: int = 0, max_shard_size: str = "5GB") -> Path:
+def make_tiny_checkpoint(
+    kind: Kind, folder: Path, *, seed: int = 0, max_shard_size: str = "5GB", **changes: Any
+) -> Path:
     """Writes a random fp32 checkpoint with transformers; the config of `kimi` is in the published form.
 
-    The other configs stay as transformers 5 writes them (`rope_parameters`, `dtype`).
+    The other configs stay as transformers 5 writes them (`rope_parameters`, `dtype`). `changes` are
+    keys of the config.
     """
     torch.manual_seed(seed)
-    model = _new_model(kind)
+    model = _new_model(kind, changes)
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter.data, 0.5, 1.5)
@@ -183,7 +186,7 @@ def reference_greedy(model: Any, token_ids: list[int], n_tokens: int) -> list[in
     return greedy
 
 
-def _new_model(kind: Kind) -> Any:
+def _new_model(kind: Kind, changes: dict[str, Any]) -> Any:
     from transformers import (
         DeepseekV2Config,
         DeepseekV2ForCausalLM,
@@ -191,8 +194,7 @@ def _new_model(kind: Kind) -> Any:
         DeepseekV3ForCausalLM,
     )
 
-    values = {**_SHAPE, **_VARIANTS[kind]}
-    values.setdefault("rope_theta", 10000.0)
+    values = {**_SHAPE, "rope_theta": 10000.0, **_VARIANTS[kind], **changes}
     if kind in ("v2", "v2-lite"):
         return DeepseekV2ForCausalLM(DeepseekV2Config(**values))
     return DeepseekV3ForCausalLM(DeepseekV3Config(num_nextn_predict_layers=0, **values))
