@@ -107,7 +107,7 @@ class Membership:
         self._rules = rules
         self._place = place
         self._state = State.WAITING
-        self._reason = ""
+        self._reason = "nobody has joined yet"
         self._members: dict[str, _Member] = {}
         """In the order of joining, which is the order of ranks within a role."""
         self._excluded: dict[str, str] = {}
