@@ -1,15 +1,15 @@
 """Who used the processors during a run, from /proc: this benchmark's processes, or somebody else.
 
 Spinning engines collapse when the cores are shared, so a run beside foreign work says nothing.
-Own processes carry a marker in their environment, which children inherit; that finds daemons too,
-whose parent is gone.
+Own processes carry a marker in their environment, which finds daemons too, whose parent is gone. A process
+that renames itself, as Ray's workers do, overwrites its environment: so descendants are followed as well.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class ProcessCpu:
     parent_pid: int
     ticks: int
     """User and system time of the process and of the children that it has waited for."""
+    started_ticks: int
+    """Since boot; tells a process from a later one with the same id."""
 
 
 def parse_core_ticks(proc_stat: str, cores: Iterable[int]) -> tuple[int, int]:
@@ -70,7 +72,26 @@ def parse_core_ticks(proc_stat: str, cores: Iterable[int]) -> tuple[int, int]:
 def parse_process_cpu(pid_stat: str) -> ProcessCpu:
     """Reads the text of /proc/PID/stat; the command's name in it may hold spaces and brackets."""
     fields = pid_stat[pid_stat.rindex(")") + 2 :].split()
-    return ProcessCpu(parent_pid=int(fields[1]), ticks=sum(int(f) for f in fields[11:15]))
+    return ProcessCpu(
+        parent_pid=int(fields[1]),
+        ticks=sum(int(f) for f in fields[11:15]),
+        started_ticks=int(fields[19]),
+    )
+
+
+def with_descendants(roots: Iterable[int], processes: Mapping[int, ProcessCpu]) -> set[int]:
+    """`roots` and every process of which one of them is an ancestor."""
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent_pid, []).append(pid)
+    found: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, ())
+    return found
 
 
 def usage_between(start: CpuSnapshot, end: CpuSnapshot) -> CpuUsage:
@@ -98,28 +119,15 @@ class CpuWatch:
         self._cores = sorted(cores)
         self._proc = proc
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
+        self._seen: set[tuple[int, int]] = set()
 
     def own_pids(self) -> list[int]:
-        """Processes that carry the marker (not this one, unless it was started with it)."""
-        pids = []
-        for folder in self._proc.iterdir():
-            if folder.name.isdigit():
-                try:
-                    environment = (folder / "environ").read_bytes()
-                except OSError:
-                    continue
-                if self._needle in environment.split(b"\0"):
-                    pids.append(int(folder.name))
-        return sorted(pids)
+        """What this process has started, directly or not, without itself."""
+        return sorted(set(self._own_processes()) - {os.getpid()})
 
     def snapshot(self) -> CpuSnapshot:
         """The totals now."""
-        own_ticks = 0
-        for pid in {os.getpid(), *self.own_pids()}:
-            try:
-                own_ticks += parse_process_cpu((self._proc / str(pid) / "stat").read_text()).ticks
-            except OSError:
-                continue
+        own_ticks = sum(process.ticks for process in self._own_processes().values())
         busy_ticks, stolen_ticks = parse_core_ticks((self._proc / "stat").read_text(), self._cores)
         return CpuSnapshot(
             wall_s=time.perf_counter(),
@@ -134,3 +142,22 @@ class CpuWatch:
         start = self.snapshot()
         time.sleep(window_s)
         return usage_between(start, self.snapshot()).foreign_cores
+
+    def _own_processes(self) -> dict[int, ProcessCpu]:
+        processes: dict[int, ProcessCpu] = {}
+        roots = {os.getpid()}
+        for folder in self._proc.iterdir():
+            if not folder.name.isdigit():
+                continue
+            pid = int(folder.name)
+            try:
+                processes[pid] = parse_process_cpu((folder / "stat").read_text())
+                if self._needle in (folder / "environ").read_bytes().split(b"\0"):
+                    roots.add(pid)
+            except OSError:
+                continue
+        # Those seen before may have lost both marker and parent since.
+        roots |= {pid for pid, process in processes.items() if (pid, process.started_ticks) in self._seen}
+        own = {pid: processes[pid] for pid in with_descendants(roots, processes) if pid in processes}
+        self._seen |= {(pid, process.started_ticks) for pid, process in own.items()}
+        return own
