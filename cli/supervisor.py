@@ -8,14 +8,13 @@ another thread. That thread has to live as long as Ray does, because Ray's proce
 from __future__ import annotations
 
 import os
-import queue
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Literal
 
 from expertmesh.cli import processes
 from expertmesh.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED
@@ -54,7 +53,9 @@ class Stop:
 
 
 Work = Callable[[Stop], int]
-Events = queue.SimpleQueue[Literal["signal", "retake", "done"]]
+
+DONE, RETAKE = 0, 255
+"""Bytes that the work sends to the main thread; others are the numbers of signals."""
 
 
 def supervise(work: Work, grace_s: float) -> int:
@@ -65,68 +66,91 @@ def supervise(work: Work, grace_s: float) -> int:
         grace_s: after the first signal the work has this long to return; then every process below this
             one is killed, and this one ends.
     """
-    events: Events = queue.SimpleQueue()
-    stop = Stop(lambda: events.put("retake"))
-    outcome: list[int | BaseException] = []
+    with _Signals() as signals:
+        stop = Stop(lambda: signals.send(RETAKE))
+        outcome: list[int | BaseException] = []
 
-    def run() -> None:
-        try:
-            outcome.append(work(stop))
-        except BaseException as error:
-            outcome.append(error)
-        finally:
-            events.put("done")
+        def run() -> None:
+            try:
+                outcome.append(work(stop))
+            except BaseException as error:
+                outcome.append(error)
+            finally:
+                signals.send(DONE)
 
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        # SimpleQueue.put may interrupt itself; an Event's set may not.
-        events.put("signal")
-
-    def take() -> None:
-        for signum in SIGNALS:
-            signal.signal(signum, on_signal)
-        # Of a handler that was there in between.
-        signal.alarm(0)
-
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    take()
-    try:
         thread = threading.Thread(target=run, name="work", daemon=True)
         thread.start()
-        if not _wait(events, stop, take, grace_s):
+        if not _wait(signals, stop, grace_s):
             _end_by_force(stop)
         thread.join()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _wait(events: Events, stop: Stop, take: Callable[[], None], grace_s: float) -> bool:
+class _Signals:
+    """The signals of this process as bytes in a pipe: none is lost or waits for the main thread to look."""
+
+    def __enter__(self) -> _Signals:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._in, False)
+        self._handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.take()
+        self._wakeup_fd = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup_fd)
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        os.close(self._in)
+        os.close(self._out)
+
+    def take(self) -> None:
+        """Makes the signals ours, whoever has them now."""
+        for signum in SIGNALS:
+            signal.signal(signum, _ignore)
+        # Of a handler that was there in between.
+        signal.alarm(0)
+
+    def send(self, byte: int) -> None:
+        """Puts a byte beside the signals."""
+        os.write(self._in, bytes((byte,)))
+
+    def receive(self, timeout_s: float | None) -> bytes:
+        """What has come since the last call, at least one byte; empty after `timeout_s`."""
+        readable, _, _ = select.select([self._out], [], [], timeout_s)
+        return os.read(self._out, 256) if readable else b""
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """The pipe has the signal already."""
+
+
+def _wait(signals: _Signals, stop: Stop, grace_s: float) -> bool:
     """Whether the work returned in time."""
     deadline_s: float | None = None
     while True:
-        left_s = None if deadline_s is None else deadline_s - time.monotonic()
-        if left_s is not None and left_s <= 0:
+        left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+        received = signals.receive(left_s)
+        if not received:
             return False
-        try:
-            event = events.get(timeout=left_s)
-        except queue.Empty:
-            return False
-        if event == "done":
+        if DONE in received:
             return True
-        if event == "retake":
-            take()
-        elif not stop.requested.is_set():
-            stop.requested.set()
-            deadline_s = time.monotonic() + grace_s
-        elif not stop.at_once.is_set():
-            stop.at_once.set()
-            deadline_s = time.monotonic() + AT_ONCE_S
-        else:
-            return False
+        for byte in received:
+            if byte == RETAKE:
+                signals.take()
+            elif byte not in SIGNALS:
+                continue
+            elif not stop.requested.is_set():
+                stop.requested.set()
+                deadline_s = time.monotonic() + grace_s
+            elif not stop.at_once.is_set():
+                stop.at_once.set()
+                deadline_s = time.monotonic() + AT_ONCE_S
+            else:
+                return False
 
 
 def _end_by_force(stop: Stop) -> None:

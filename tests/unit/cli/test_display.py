@@ -1,0 +1,84 @@
+"""Lines for the terminal, ports and GPU shares."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from expertmesh.cli import display
+from expertmesh.cli.errors import UsageError
+from expertmesh.cli.gpus import with_gpu_shares
+from expertmesh.cli.ports import with_free_ports
+from expertmesh.configs.load import config_from_dict
+from expertmesh.proto.v1 import inference_pb2 as pb
+
+
+def config(**sections):
+    return config_from_dict({"model": {"path": "weights"}, **sections}, Path("/models"))
+
+
+def test_host_shares_count_from_the_first_topology_and_new_hosts_from_zero():
+    before = [pb.Member(rank=1, incarnation="a", tokens=100)]
+    after = [
+        pb.Member(rank=1, incarnation="a", tokens=160),
+        pb.Member(rank=2, incarnation="b", tokens=20),
+    ]
+    assert display.host_shares(before, after) == [(1, 60, 0.75), (2, 20, 0.25)]
+    assert display.host_shares(after, after) == [(1, 0, 0.0), (2, 0, 0.0)]
+
+
+def test_the_ready_text_names_the_endpoints_and_survives_brackets():
+    console = Console(file=io.StringIO(), width=60)
+    deployment = config(http={"host": "0.0.0.0", "port": 81}, grpc={"port": 82}, name="a")
+    display.print_ready(console, deployment, "http://127.0.0.1:8265")
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "127.0.0.1:82\n" in text
+    assert "http://127.0.0.1:81/v1\n" in text
+    assert "http://127.0.0.1:8265\n" in text
+    assert "choices[0].text" in text, "an example can be copied as it is"
+    assert """-d '{"model": "weights", "prompt": "The SELECT statement", "max_tokens": 32}'""" in text
+
+
+def test_a_start_says_what_it_waits_for():
+    line = display.waiting_line(pb.Topology(state="waiting", reason="no router"), {"router": (0, 1)})
+    assert line.endswith("(router 0/1, generation waiting: no router)")
+
+
+def test_shapes_are_counted():
+    assert display.shape_line(config()) == "1 gateway, 1 router, 2 expert hosts"
+    fused = config(router={"replicas": 2}, experts={"replicas": 0})
+    assert display.shape_line(fused) == "1 gateway, 2 routers, fused (the experts live in the routers)"
+
+
+def test_port_0_becomes_a_free_port_and_others_stay():
+    chosen = with_free_ports(config(http={"port": 0}, grpc={"port": 0}))
+    assert len({chosen.http.port, chosen.grpc.port} - {0}) == 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", chosen.http.port))
+    assert with_free_ports(config(http={"port": 7})).http.port == 7
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "routers", "hosts", "share"),
+    [(1, 1, 0, 1.0), (1, 1, 2, 0.333), (8, 1, 2, 1.0), (2, 2, 2, 0.5), (2, 1, 2, 0.5)],
+)
+def test_gpus_are_shared_evenly(n_gpus, routers, hosts, share):
+    deployment = config(device="cuda", router={"replicas": routers}, experts={"replicas": hosts})
+    shared = with_gpu_shares(deployment, n_gpus)
+    assert (shared.router.gpus, shared.experts.gpus) == (share, share)
+
+
+def test_gpus_that_the_file_gives_are_kept():
+    given = config(device="cuda", router={"gpus": 0.2})
+    assert with_gpu_shares(given, 1) == given
+    assert with_gpu_shares(config(), 4).router.gpus == 0, "the processor needs none"
+
+
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(UsageError, match="no GPU"):
+        with_gpu_shares(config(device="cuda"), 0)
