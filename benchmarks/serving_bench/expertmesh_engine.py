@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ PROFILE_PATH = "/v1/profile"
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 60.0
 HTTP_TIMEOUT_S = 5.0
+REPORT_SETTLE_S = 1.5
 
 T = TypeVar("T")
 
@@ -99,6 +101,10 @@ class ExpertmeshEngine:
     def step_totals(self) -> StepTotals | None:
         """What the routers have told the gateway, or None when it tells nothing."""
         try:
+            if parse_step_totals(json.loads(self._get(PROFILE_PATH))) is None:
+                return None
+            # Routers report once a second: the wave's last steps are on their way.
+            time.sleep(REPORT_SETTLE_S)
             return parse_step_totals(json.loads(self._get(PROFILE_PATH)))
         except (OSError, ValueError):
             return None
