@@ -13,10 +13,20 @@ _LONG_TEXT_CHARS = 20_000
 
 
 class TextTokenizer:
-    """`tokenizer.json` behind the few calls that the gateway needs."""
+    """`tokenizer.json` behind the few calls that the gateway needs.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: the tokenizer; prompts are never cut or padded, whatever its file says.
+        bos_token: put before a text where special tokens are wanted and the tokenizer adds none itself.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, bos_token: str | None = None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
+        bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
+        adds_bos = bos_id is None or bos_id in tokenizer.encode("").ids
+        self._missing_bos = () if adds_bos else (bos_id,)
         decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
         self._byte_level = "ByteLevel" in _decoder_types(decoder)
         self._special_ids = frozenset(
@@ -28,11 +38,20 @@ class TextTokenizer:
     def load(cls, model_path: Path) -> TextTokenizer | None:
         """The tokenizer of a checkpoint directory; None when it has none."""
         path = model_path / "tokenizer.json"
-        return cls(Tokenizer.from_file(str(path))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        config_path = model_path / "tokenizer_config.json"
+        config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+        # DeepSeek's tokenizer.json leaves the BOS token to the class that tokenizer_config.json names.
+        bos_token = config.get("bos_token") if config.get("add_bos_token") else None
+        if isinstance(bos_token, dict):
+            bos_token = bos_token["content"]
+        return cls(Tokenizer.from_file(str(path)), bos_token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The token ids of a text."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return (*self._missing_bos, *token_ids) if add_special_tokens else tuple(token_ids)
 
     def is_long(self, text: str) -> bool:
         """Whether encoding the text would hold up an event loop."""
