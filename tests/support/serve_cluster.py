@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -257,22 +258,14 @@ def actor_names(namespace: str) -> list[str]:
 def pid_of(actor_name: str, namespace: str) -> int:
     """The process of a named actor."""
     actor = ray.get_actor(actor_name, namespace=namespace)
-    pid: int = ray.get(actor.__ray_call__.remote(_pid))
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=SETTLE_S)
     return pid
 
 
 def cpu_s(pid: int) -> float:
     """User and system seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    import os
-
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _pid(_: Any) -> int:
-    import os
-
-    return os.getpid()
 
 
 def _until_deleted(names: Sequence[str]) -> None:
