@@ -60,7 +60,7 @@ class Deployment:
         )
 
     def get(self, path: str) -> tuple[int, dict]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
