@@ -87,6 +87,7 @@ class Router:
                 lambda: self._engine.tokens,
                 self._model.counter.rows,
                 self._timer.profile,
+                lambda: self._engine.cache_blocks,
             )
         )
 

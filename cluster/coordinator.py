@@ -270,6 +270,8 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
             for load in self._loads.members(view.generation):
                 update.tokens.append(load.tokens)
                 update.decode_profiles.add(steps=load.decode_steps, part_ms=load.decode_part_ms)
+                update.cache_blocks.append(load.cache_blocks)
+                update.cache_blocks_used.append(load.cache_blocks_used)
             update.expert_rows.extend(self._loads.expert_rows(view.generation))
         return update
 

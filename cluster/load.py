@@ -21,6 +21,10 @@ class Load:
     decode_steps: int = 0
     """Decode steps that `decode_part_ms` adds up, since its start."""
     decode_part_ms: Mapping[str, float] = field(default_factory=dict)
+    cache_blocks: int = 0
+    """Routers: blocks of the paged cache."""
+    cache_blocks_used: int = 0
+    """Routers: those that sequences hold, now."""
 
 
 class LoadTable:

@@ -165,14 +165,24 @@ class MemberClient:
         outstanding_requests: int = 0,
         decode_steps: int = 0,
         decode_part_ms: Mapping[str, float] | None = None,
+        cache_blocks: int = 0,
+        cache_blocks_used: int = 0,
     ) -> None:
         """Replaces this member's load figures; sent within LOAD_INTERVAL_S. Cheap enough for every step.
 
         `tokens`, `expert_rows` (routers: flattened [MoE layer, logical expert]) and the profile of decode
         steps count since the process's start, `outstanding_requests` (gateways) are those admitted and
-        not finished.
+        not finished, `cache_blocks_used` (routers) those of `cache_blocks` that sequences hold.
         """
-        load = Load(tokens, tuple(expert_rows), outstanding_requests, decode_steps, decode_part_ms or {})
+        load = Load(
+            tokens=tokens,
+            expert_rows=tuple(expert_rows),
+            outstanding_requests=outstanding_requests,
+            decode_steps=decode_steps,
+            decode_part_ms=decode_part_ms or {},
+            cache_blocks=cache_blocks,
+            cache_blocks_used=cache_blocks_used,
+        )
         self._call(self._on_load, load)
 
     def leave(self) -> None:

@@ -99,6 +99,8 @@ def load_to_proto(load: Load) -> pb.LoadReport:
         expert_rows=load.expert_rows,
         outstanding_requests=load.outstanding_requests,
         decode_profile=pb.StepProfile(steps=load.decode_steps, part_ms=load.decode_part_ms),
+        cache_blocks=load.cache_blocks,
+        cache_blocks_used=load.cache_blocks_used,
     )
 
 
@@ -110,4 +112,6 @@ def load_from_proto(message: pb.LoadReport) -> Load:
         outstanding_requests=message.outstanding_requests,
         decode_steps=message.decode_profile.steps,
         decode_part_ms=dict(message.decode_profile.part_ms),
+        cache_blocks=message.cache_blocks,
+        cache_blocks_used=message.cache_blocks_used,
     )

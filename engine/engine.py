@@ -101,6 +101,12 @@ class RouterEngine:
         """Tokens computed since the start."""
         return self._tokens
 
+    @property
+    def cache_blocks(self) -> tuple[int, int]:
+        """(held by sequences, all) blocks of the paged cache."""
+        used = self._scheduler.n_used_blocks
+        return used, used + self._scheduler.n_free_blocks
+
     # ------------------------------------------------------------ the engine thread
 
     @torch.inference_mode()

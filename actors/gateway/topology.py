@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from expertmesh.proto.v1 import inference_pb2 as public
@@ -23,7 +24,9 @@ def public_topology(update: pb.TopologyUpdate) -> public.Topology:
             pid=member.pid,
             incarnation=member.incarnation,
             device=member.device,
-            tokens=update.tokens[rank] if rank < len(update.tokens) else 0,
+            tokens=_at(update.tokens, rank),
+            cache_blocks=_at(update.cache_blocks, rank),
+            cache_blocks_used=_at(update.cache_blocks_used, rank),
         )
         (topology.routers if member.role == pb.ROLE_ROUTER else topology.experts).append(shown)
     for layer in generation.placement:
@@ -52,8 +55,8 @@ def topology_json(update: pb.TopologyUpdate, n_experts: int) -> dict[str, Any]:
         "generation": topology.generation,
         "state": topology.state,
         "reason": topology.reason,
-        "routers": [_member_json(member) for member in topology.routers],
-        "experts": [_member_json(member) for member in topology.experts],
+        "routers": [_member_json(member, update) for member in topology.routers],
+        "experts": [_member_json(member, update) for member in topology.experts],
         "placement": [
             {
                 "layer": layer.layer,
@@ -68,7 +71,9 @@ def topology_json(update: pb.TopologyUpdate, n_experts: int) -> dict[str, Any]:
     }
 
 
-def _member_json(member: public.Member) -> dict[str, Any]:
+def _member_json(member: public.Member, update: pb.TopologyUpdate) -> dict[str, Any]:
+    profiles = update.decode_profiles
+    profile = profiles[member.rank] if member.rank < len(profiles) else pb.StepProfile()
     return {
         "rank": member.rank,
         "node": member.node,
@@ -76,4 +81,12 @@ def _member_json(member: public.Member) -> dict[str, Any]:
         "incarnation": member.incarnation,
         "device": member.device,
         "tokens": member.tokens,
+        "cache_blocks": member.cache_blocks,
+        "cache_blocks_used": member.cache_blocks_used,
+        "decode_profile": {"steps": profile.steps, "part_ms": dict(profile.part_ms)},
     }
+
+
+def _at(figures: Sequence[int], rank: int) -> int:
+    """A member's figure; 0 before the coordinator has told any."""
+    return figures[rank] if rank < len(figures) else 0

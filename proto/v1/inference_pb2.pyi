@@ -181,20 +181,24 @@ class GetTopologyRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("rank", "node", "pid", "incarnation", "device", "tokens")
+    __slots__ = ("rank", "node", "pid", "incarnation", "device", "tokens", "cache_blocks", "cache_blocks_used")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     rank: int
     node: str
     pid: int
     incarnation: str
     device: str
     tokens: int
-    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[str] = ..., device: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+    cache_blocks: int
+    cache_blocks_used: int
+    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[str] = ..., device: _Optional[str] = ..., tokens: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ...) -> None: ...
 
 class LayerPlacement(_message.Message):
     __slots__ = ("layer", "hosts")

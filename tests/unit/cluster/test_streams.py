@@ -98,7 +98,14 @@ def test_first_generation_wakes_and_counts() -> None:
             r0.client.wake_request(1, 2)
             await e1.until(lambda: e1.epochs == [(1, 1), (1, 2)])
 
-            r0.client.report_load(7, list(range(10)), decode_steps=2, decode_part_ms={"gate": 0.5})
+            r0.client.report_load(
+                7,
+                list(range(10)),
+                decode_steps=2,
+                decode_part_ms={"gate": 0.5},
+                cache_blocks=100,
+                cache_blocks_used=9,
+            )
             e0.client.report_load(tokens=3)
             gateway.client.report_load(outstanding_requests=4)
             async with asyncio.timeout(WAIT_S):
@@ -106,6 +113,7 @@ def test_first_generation_wakes_and_counts() -> None:
                     await asyncio.sleep(0.05)
             assert state.decode_profiles[0].steps == 2
             assert dict(state.decode_profiles[0].part_ms) == {"gate": 0.5}
+            assert (list(state.cache_blocks), list(state.cache_blocks_used)) == ([100, 0, 0], [9, 0, 0])
             assert list(state.expert_rows) == list(range(10))
             assert (await gateway.client.get_state()).tokens == state.tokens
 

@@ -76,7 +76,7 @@ def test_messages_carry_everything(generation: Generation) -> None:
     hello = hello_to_proto(member_info("r0"), 2, 3)
     assert member_from_proto(hello) == member_info("r0")
     assert (hello.generation, hello.seen_generation) == (2, 3)
-    load = Load(5, (1, 2), 3, 4, {"gate": 0.5})
+    load = Load(5, (1, 2), 3, 4, {"gate": 0.5}, 100, 7)
     assert load_from_proto(load_to_proto(load)) == load
 
 
