@@ -175,7 +175,9 @@ class _RouterModel:
     def link(self, generation: Generation, abandoned: Callable[[], str | None]) -> StepLink:
         """What the engine steps with in a generation."""
         if self._bank is not None:
-            return FusedLink(generation.number, FusedExchange(self._bank, self.spec.n_experts))
+            return FusedLink(
+                generation.number, FusedExchange(self._bank, self.spec.n_experts, self._timer.mark)
+            )
         communicator = self._runtime.communicator(generation, abandoned)
         exchange = ShardedExchange(
             communicator,

@@ -21,7 +21,7 @@ from serving_bench.processes import free_ports, read_tail, wait_until
 from serving_bench.timing import WaveTiming
 
 CONFIG = Path(__file__).parents[1] / "serving.yaml"
-PROFILE_PATH = "/v1/profile"
+TOPOLOGY_PATH = "/v1/topology"
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 60.0
 HTTP_TIMEOUT_S = 5.0
@@ -101,11 +101,11 @@ class ExpertmeshEngine:
     def step_totals(self) -> StepTotals | None:
         """What the routers have told the gateway, or None when it tells nothing."""
         try:
-            if parse_step_totals(json.loads(self._get(PROFILE_PATH))) is None:
+            if parse_step_totals(json.loads(self._get(TOPOLOGY_PATH))) is None:
                 return None
             # Routers report once a second: the wave's last steps are on their way.
             time.sleep(REPORT_SETTLE_S)
-            return parse_step_totals(json.loads(self._get(PROFILE_PATH)))
+            return parse_step_totals(json.loads(self._get(TOPOLOGY_PATH)))
         except (OSError, ValueError):
             return None
 
@@ -168,10 +168,22 @@ class ExpertmeshEngine:
 
 
 def parse_step_totals(body: object) -> StepTotals | None:
-    """Reads `{"steps": N, "step_parts_ms": {PART: MS}}`; None when it is anything else."""
-    if not isinstance(body, dict):
+    """Adds up the routers' decode profiles of `/v1/topology`; None when it is anything else.
+
+    What the expert hosts compute, on average, while the routers wait in `combine`, is the part
+    "experts on hosts".
+    """
+    try:
+        routers, hosts = body["routers"], body["experts"]  # type: ignore[index]
+        profiles = [router["decode_profile"] for router in routers]
+        steps = sum(int(profile["steps"]) for profile in profiles)
+        parts: dict[str, float] = {}
+        for profile in profiles:
+            for part, part_ms in profile["part_ms"].items():
+                parts[part] = parts.get(part, 0.0) + float(part_ms)
+        if hosts:
+            experts_ms = [float(h["decode_profile"]["part_ms"].get("experts", 0.0)) for h in hosts]
+            parts["experts on hosts"] = sum(experts_ms) / len(hosts)
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
-    steps, parts = body.get("steps"), body.get("step_parts_ms")
-    if not isinstance(steps, int) or not isinstance(parts, dict):
-        return None
-    return StepTotals(steps, {str(part): float(ms) for part, ms in parts.items()})
+    return StepTotals(steps, parts) if profiles else None

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K experts a token, D hidden size, R token-expert pairs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,17 @@ class FusedHandle:
 
 
 class FusedExchange:
-    """`models.interface.MoeExchange` without a process group: slot e holds logical expert e."""
+    """`models.interface.MoeExchange` without a process group: slot e holds logical expert e.
 
-    def __init__(self, experts: SlotExperts, n_experts: int) -> None:
+    `mark` attributes time to parts of the step.
+    """
+
+    def __init__(
+        self, experts: SlotExperts, n_experts: int, mark: Callable[[str], None] = lambda part: None
+    ) -> None:
         self._experts = experts
         self._n_experts = n_experts
+        self._mark = mark
 
     def dispatch(self, moe_layer: int, x_TD: Tensor, topk_ids_TK: Tensor) -> FusedHandle:
         """Computes the chosen experts at once."""
@@ -34,6 +41,7 @@ class FusedExchange:
         slots_R = topk_ids_TK.reshape(-1)
         tokens_R = torch.arange(slots_R.numel(), device=slots_R.device) // top_k
         y_RD = run_slots(self._experts, moe_layer, x_TD, tokens_R, slots_R, self._n_experts)
+        self._mark("experts")
         return FusedHandle(y_RD.view(n_tokens, top_k, x_TD.shape[1]))
 
     def combine(self, handle: FusedHandle, topk_weights_TK: Tensor) -> Tensor:

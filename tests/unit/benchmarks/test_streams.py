@@ -63,7 +63,12 @@ def test_step_parts_are_means_of_the_steps_in_between() -> None:
 
 
 def test_profile_answers_of_another_form_count_as_absent() -> None:
-    assert parse_step_totals({"steps": 2, "step_parts_ms": {"gate": 1}}) == StepTotals(2, {"gate": 1.0})
+    router = {"decode_profile": {"steps": 2, "part_ms": {"gate": 1}}}
+    host = {"decode_profile": {"steps": 4, "part_ms": {"experts": 6, "wait": 1}}}
+    assert parse_step_totals({"routers": [router, router], "experts": [host]}) == StepTotals(
+        4, {"gate": 2.0, "experts on hosts": 6.0}
+    )
+    assert parse_step_totals({"routers": [], "experts": []}) is None
     assert parse_step_totals({"detail": "Not Found"}) is None
     assert parse_step_totals([1]) is None
 
