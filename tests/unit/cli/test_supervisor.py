@@ -85,7 +85,8 @@ def test_signals_are_taken_back_from_whoever_took_them():
     got = []
 
     def work(stop: Stop) -> int:
-        signal_taken.wait(10)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal_taken.wait(10)
         stop.signals_taken()
         while signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
             time.sleep(0.01)
@@ -104,7 +105,6 @@ def test_signals_are_taken_back_from_whoever_took_them():
 
     usr1 = signal.signal(signal.SIGUSR1, steal)
     try:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         assert supervise(work, grace_s=30) == 0
     finally:
         signal.signal(signal.SIGUSR1, usr1)
