@@ -19,7 +19,8 @@ from expertmesh.actors.replica import (
     row_format,
     weights_dtype,
 )
-from expertmesh.actors.reporting import report_load
+from expertmesh.actors.reporting import LoadingProgress, report_load
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import MemberClient
 from expertmesh.cluster.types import Generation, Role
 from expertmesh.configs.schema import DeploymentConfig
@@ -47,6 +48,7 @@ class ExpertHost:
         self._checkpoint = await asyncio.to_thread(Checkpoint.open, Path(config.model.path))
         self._loaded: tuple[Slots, ExpertBank] | None = None
         self._timer = PartTimer()
+        self._progress = LoadingProgress()
         self._member = MemberClient(
             self._runtime.member(Role.EXPERTS, serve.get_replica_context().replica_id.unique_id),
             coordinator_finder(config),
@@ -57,9 +59,7 @@ class ExpertHost:
         self._loop = ExpertLoop(follower=self._follower, n_moe_layers=n_moe_layers, timer=self._timer)
         self._loop.start()
         await self._member.start(GenerationEvents(self._follower, self._prepare, lambda: os._exit(1)))
-        self._reporting = asyncio.create_task(
-            report_load(self._member, lambda: self._loop.rows, list, self._timer.profile)
-        )
+        self._reporting = asyncio.create_task(report_load(self._member, self._load))
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> HostLink:
         """Loads the slots that the generation gives to this host, and meets its members."""
@@ -75,6 +75,7 @@ class ExpertHost:
         if self._loaded is not None and self._loaded[0] == slots:
             return self._loaded[1]
         started_s = time.monotonic()
+        self._progress.begin()
         spec = self._checkpoint.spec
         bank = ExpertBank.load(
             self._checkpoint,
@@ -83,10 +84,21 @@ class ExpertHost:
             mode=self._runtime.mode,
             dtype=weights_dtype(self._runtime.config, spec),
             device=self._runtime.device,
+            progress=self._progress,
         )
         logger.info("experts loaded in %.1f s", time.monotonic() - started_s)
         self._loaded = (slots, bank)
         return bank
+
+    def _load(self) -> Load:
+        profile = self._timer.profile()
+        return Load(
+            tokens=self._loop.rows,
+            decode_steps=profile.steps,
+            decode_part_ms=profile.part_ms,
+            loaded_bytes=self._progress.loaded_bytes,
+            total_bytes=self._progress.total_bytes,
+        )
 
     def check_health(self) -> None:
         """Serve's health check: raises when the expert thread has died."""

@@ -1,42 +1,41 @@
-"""Tells the coordinator what a member has done, once a second while it changes."""
+"""Tells the coordinator what a member does, once a second while it changes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import MemberClient
-from expertmesh.engine.profile import StepProfile
 
 REPORT_S = 1.0
 
 
-async def report_load(
-    member: MemberClient,
-    tokens: Callable[[], int],
-    expert_rows: Callable[[], list[int]],
-    profile: Callable[[], StepProfile],
-    cache_blocks: Callable[[], tuple[int, int]] = lambda: (0, 0),
-) -> None:
-    """Runs until cancelled; sends nothing while the member is idle.
+@dataclass(slots=True)
+class LoadingProgress:
+    """Bytes of weights that this process has read, over all its loads; written by the loading thread."""
 
-    Args:
-        member: sends the figures.
-        tokens, expert_rows, profile: totals since the start, see `MemberClient.report_load`.
-        cache_blocks: routers: (held by sequences, all) blocks of the paged cache.
-    """
-    reported = (0, (0, 0))
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    _begun: tuple[int, int] = field(default=(0, 0))
+
+    def begin(self) -> None:
+        """Another load starts: its bytes come on top of what was loaded before."""
+        self._begun = (self.loaded_bytes, self.total_bytes)
+
+    def __call__(self, done_bytes: int, all_bytes: int) -> None:
+        """The progress callback of the loaders in `models`."""
+        loaded_bytes, total_bytes = self._begun
+        self.loaded_bytes, self.total_bytes = loaded_bytes + done_bytes, total_bytes + all_bytes
+
+
+async def report_load(member: MemberClient, current: Callable[[], Load]) -> None:
+    """Runs until cancelled; sends nothing while nothing changes."""
+    reported = Load()
     while True:
         await asyncio.sleep(REPORT_S)
-        now = tokens(), cache_blocks()
-        if now != reported:
-            reported = now
-            steps = profile()
-            member.report_load(
-                tokens=now[0],
-                expert_rows=expert_rows(),
-                decode_steps=steps.steps,
-                decode_part_ms=steps.part_ms,
-                cache_blocks=now[1][1],
-                cache_blocks_used=now[1][0],
-            )
+        load = current()
+        if load != reported:
+            reported = load
+            member.report_load(load)

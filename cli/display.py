@@ -54,10 +54,20 @@ def waiting_line(topology: pb.Topology | None, replicas: Mapping[str, tuple[int,
         replicas: for each Serve deployment (running, wanted).
     """
     parts = [f"{name} {running}/{wanted}" for name, (running, wanted) in replicas.items()]
+    if topology is not None and topology.total_bytes:
+        loaded, total = (n_bytes / 1e6 for n_bytes in (topology.loaded_bytes, topology.total_bytes))
+        parts.append(f"weights {loaded:.0f} of {total:.0f} MB")
     if topology is not None:
         reason = f": {topology.reason}" if topology.reason else ""
         parts.append(f"generation {topology.state}{reason}")
     return "loading weights and forming a generation (" + ", ".join(parts) + ")"
+
+
+def loaded_fraction(topology: pb.Topology | None) -> float | None:
+    """How much of the weights is loaded; None before anybody loads."""
+    if topology is None or not topology.total_bytes:
+        return None
+    return topology.loaded_bytes / topology.total_bytes
 
 
 def print_ready(console: Console, config: DeploymentConfig, dashboard_url: str) -> None:

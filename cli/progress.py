@@ -7,6 +7,11 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+BAR_WIDTH = 24
 
 
 class Progress:
@@ -34,10 +39,16 @@ class Progress:
         if self._status is not None:
             self._status.stop()
 
-    def show(self, text: str) -> None:
-        """Says what is being waited for now."""
+    def show(self, text: str, fraction: float | None = None) -> None:
+        """Says what is being waited for now; `fraction` of it is done, where that is known."""
         if self._status is not None:
-            self._status.update(f"{escape(text)} [dim]{time.monotonic() - self._started_s:.0f} s[/]")
+            line = Text.from_markup(f"{escape(text)} [dim]{time.monotonic() - self._started_s:.0f} s[/]")
+            if fraction is None:
+                self._status.update(line)
+            else:
+                grid = Table.grid(padding=(0, 1))
+                grid.add_row(ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH), line)
+                self._status.update(grid)
         elif text != self._shown:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._shown = text

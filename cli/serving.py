@@ -119,7 +119,7 @@ class Foreground:
             }
             replicas = {name: (running.get(name, 0), n) for name, n in wanted.items() if n}
             text = display.waiting_line(topology, replicas)
-            progress.show(text)
+            progress.show(text, display.loaded_fraction(topology))
             if time.monotonic() - started_s > limit_s:
                 raise CliError(f"no generation was live within {limit_s:.0f} s: {text}")
             stop.pause(POLL_S)

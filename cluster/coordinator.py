@@ -265,6 +265,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
             draining=self._draining,
             outstanding_requests=self._loads.outstanding_requests,
         )
+        update.loaded_bytes, update.total_bytes = self._loads.loading
         if view.generation:
             update.generation.CopyFrom(generation_to_proto(view.generation))
             for load in self._loads.members(view.generation):

@@ -25,6 +25,9 @@ class Load:
     """Routers: blocks of the paged cache."""
     cache_blocks_used: int = 0
     """Routers: those that sequences hold, now."""
+    loaded_bytes: int = 0
+    """Of the weights that are being loaded; `total_bytes` once they are there."""
+    total_bytes: int = 0
 
 
 class LoadTable:
@@ -55,3 +58,9 @@ class LoadTable:
     def outstanding_requests(self) -> int:
         """Requests admitted and not finished, over all gateways."""
         return sum(load.outstanding_requests for load in self._loads.values())
+
+    @property
+    def loading(self) -> tuple[int, int]:
+        """(loaded, all) bytes of the weights that members load."""
+        loads = self._loads.values()
+        return sum(load.loaded_bytes for load in loads), sum(load.total_bytes for load in loads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc
@@ -158,31 +158,8 @@ class MemberClient:
         """Work has come while parked. Lost when the coordinator is: ask again after each on_live."""
         self._post(pb.MemberMessage(wake_request=pb.WakeRequest(generation=generation, epoch=epoch)))
 
-    def report_load(
-        self,
-        tokens: int = 0,
-        expert_rows: Sequence[int] = (),
-        outstanding_requests: int = 0,
-        decode_steps: int = 0,
-        decode_part_ms: Mapping[str, float] | None = None,
-        cache_blocks: int = 0,
-        cache_blocks_used: int = 0,
-    ) -> None:
-        """Replaces this member's load figures; sent within LOAD_INTERVAL_S. Cheap enough for every step.
-
-        `tokens`, `expert_rows` (routers: flattened [MoE layer, logical expert]) and the profile of decode
-        steps count since the process's start, `outstanding_requests` (gateways) are those admitted and
-        not finished, `cache_blocks_used` (routers) those of `cache_blocks` that sequences hold.
-        """
-        load = Load(
-            tokens=tokens,
-            expert_rows=tuple(expert_rows),
-            outstanding_requests=outstanding_requests,
-            decode_steps=decode_steps,
-            decode_part_ms=decode_part_ms or {},
-            cache_blocks=cache_blocks,
-            cache_blocks_used=cache_blocks_used,
-        )
+    def report_load(self, load: Load) -> None:
+        """Replaces this member's load figures; sent within LOAD_INTERVAL_S. Cheap enough for every step."""
         self._call(self._on_load, load)
 
     def leave(self) -> None:

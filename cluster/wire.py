@@ -101,6 +101,8 @@ def load_to_proto(load: Load) -> pb.LoadReport:
         decode_profile=pb.StepProfile(steps=load.decode_steps, part_ms=load.decode_part_ms),
         cache_blocks=load.cache_blocks,
         cache_blocks_used=load.cache_blocks_used,
+        loaded_bytes=load.loaded_bytes,
+        total_bytes=load.total_bytes,
     )
 
 
@@ -114,4 +116,6 @@ def load_from_proto(message: pb.LoadReport) -> Load:
         decode_part_ms=dict(message.decode_profile.part_ms),
         cache_blocks=message.cache_blocks,
         cache_blocks_used=message.cache_blocks_used,
+        loaded_bytes=message.loaded_bytes,
+        total_bytes=message.total_bytes,
     )

@@ -23,6 +23,7 @@ from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.actors.gateway.requests import ModelCard
 from expertmesh.actors.gateway.rpc import GRPC_CODE, RpcFace
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import CoordinatorUnavailableError, MemberClient
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
@@ -105,7 +106,7 @@ class Gateway:
         await self._member.close()
 
     def _report(self, outstanding_requests: int) -> None:
-        self._member.report_load(outstanding_requests=outstanding_requests)
+        self._member.report_load(Load(outstanding_requests=outstanding_requests))
 
     async def _fresh_topology(self) -> pb.TopologyUpdate:
         try:

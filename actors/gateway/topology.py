@@ -11,7 +11,12 @@ from expertmesh.proto.v1 import internal_pb2 as pb
 
 def public_topology(update: pb.TopologyUpdate) -> public.Topology:
     """The public message for the coordinator's word; members and placement of a live generation alone."""
-    topology = public.Topology(state=update.state, reason=update.reason)
+    topology = public.Topology(
+        state=update.state,
+        reason=update.reason,
+        loaded_bytes=update.loaded_bytes,
+        total_bytes=update.total_bytes,
+    )
     if update.state != "running":
         return topology
     generation = update.generation

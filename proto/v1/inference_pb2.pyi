@@ -217,20 +217,24 @@ class HostSlots(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Topology(_message.Message):
-    __slots__ = ("generation", "routers", "experts", "placement", "state", "reason")
+    __slots__ = ("generation", "routers", "experts", "placement", "state", "reason", "loaded_bytes", "total_bytes")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     generation: int
     routers: _containers.RepeatedCompositeFieldContainer[Member]
     experts: _containers.RepeatedCompositeFieldContainer[Member]
     placement: _containers.RepeatedCompositeFieldContainer[LayerPlacement]
     state: str
     reason: str
-    def __init__(self, generation: _Optional[int] = ..., routers: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., experts: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerPlacement, _Mapping]]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    loaded_bytes: int
+    total_bytes: int
+    def __init__(self, generation: _Optional[int] = ..., routers: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., experts: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerPlacement, _Mapping]]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class GetExpertLoadRequest(_message.Message):
     __slots__ = ()

@@ -233,20 +233,24 @@ class Leaving(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used")
+    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DECODE_PROFILE_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     outstanding_requests: int
     decode_profile: StepProfile
     cache_blocks: int
     cache_blocks_used: int
-    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ...) -> None: ...
+    loaded_bytes: int
+    total_bytes: int
+    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class StepProfile(_message.Message):
     __slots__ = ("steps", "part_ms")
@@ -366,7 +370,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -377,6 +381,8 @@ class TopologyUpdate(_message.Message):
     DECODE_PROFILES_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -387,7 +393,9 @@ class TopologyUpdate(_message.Message):
     decode_profiles: _containers.RepeatedCompositeFieldContainer[StepProfile]
     cache_blocks: _containers.RepeatedScalarFieldContainer[int]
     cache_blocks_used: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ...) -> None: ...
+    loaded_bytes: int
+    total_bytes: int
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()

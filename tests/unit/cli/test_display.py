@@ -47,6 +47,9 @@ def test_the_ready_text_names_the_endpoints_and_survives_brackets():
 def test_a_start_says_what_it_waits_for():
     line = display.waiting_line(pb.Topology(state="waiting", reason="no router"), {"router": (0, 1)})
     assert line.endswith("(router 0/1, generation waiting: no router)")
+    loading = pb.Topology(state="forming", loaded_bytes=12_000_000, total_bytes=48_000_000)
+    line = display.waiting_line(loading, {"router": (1, 1)})
+    assert line.endswith("(router 1/1, weights 12 of 48 MB, generation forming)")
 
 
 def test_shapes_are_counted():

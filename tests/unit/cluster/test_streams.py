@@ -11,6 +11,7 @@ import grpc.aio
 from fake_member import WAIT_S, FakeMember, member_info
 
 from expertmesh.cluster.coordinator import Coordinator
+from expertmesh.cluster.load import Load
 from expertmesh.cluster.membership import LEFT_AS_ASKED, MembershipRules
 from expertmesh.cluster.placement import contiguous_placement
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -99,15 +100,19 @@ def test_first_generation_wakes_and_counts() -> None:
             await e1.until(lambda: e1.epochs == [(1, 1), (1, 2)])
 
             r0.client.report_load(
-                7,
-                list(range(10)),
-                decode_steps=2,
-                decode_part_ms={"gate": 0.5},
-                cache_blocks=100,
-                cache_blocks_used=9,
+                Load(
+                    7,
+                    tuple(range(10)),
+                    decode_steps=2,
+                    decode_part_ms={"gate": 0.5},
+                    cache_blocks=100,
+                    cache_blocks_used=9,
+                    loaded_bytes=5,
+                    total_bytes=6,
+                )
             )
-            e0.client.report_load(tokens=3)
-            gateway.client.report_load(outstanding_requests=4)
+            e0.client.report_load(Load(tokens=3, loaded_bytes=10, total_bytes=20))
+            gateway.client.report_load(Load(outstanding_requests=4))
             async with asyncio.timeout(WAIT_S):
                 while (state := await d.state()).outstanding_requests != 4 or 7 not in state.tokens:
                     await asyncio.sleep(0.05)
@@ -115,6 +120,7 @@ def test_first_generation_wakes_and_counts() -> None:
             assert dict(state.decode_profiles[0].part_ms) == {"gate": 0.5}
             assert (list(state.cache_blocks), list(state.cache_blocks_used)) == ([100, 0, 0], [9, 0, 0])
             assert list(state.expert_rows) == list(range(10))
+            assert (state.loaded_bytes, state.total_bytes) == (15, 26)
             assert (await gateway.client.get_state()).tokens == state.tokens
 
     run(scenario)
