@@ -341,11 +341,10 @@ async def test_an_error_in_a_stream_is_its_last_event(start):
 
     service.router.edit = fail_at_the_fourth_token
     stream = await service.openai.completions.create(model="tiny", prompt=[5], max_tokens=4000, stream=True)
-    n_chunks = 0
+    await anext(stream)
     with pytest.raises(openai.APIError, match="no luck"):
         async for _ in stream:
-            n_chunks += 1
-    assert n_chunks >= 1
+            pass
 
 
 @pytest.mark.parametrize("stream", [False, True])
