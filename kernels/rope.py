@@ -20,9 +20,9 @@ def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: boo
     ops = native_ops(x_THR)
     if (
         ops is not None
-        and cos_TR2.dtype == sin_TR2.dtype == torch.float32
-        and cos_TR2.stride() == sin_TR2.stride()
-        and cos_TR2.stride(-1) == x_THR.stride(-1) == 1
+        and cos_TR2.dtype is sin_TR2.dtype is torch.float32
+        and (strides := cos_TR2.stride()) == sin_TR2.stride()
+        and strides[-1] == x_THR.stride(-1) == 1
     ):
         return ops.rope(x_THR, cos_TR2, sin_TR2, interleaved)
     return apply_rope_torch(x_THR, cos_TR2, sin_TR2, interleaved)

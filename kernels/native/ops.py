@@ -18,16 +18,17 @@ from torch import Tensor
 
 from expertmesh.kernels.native.library import NativeLibrary, native_library
 
+_DTYPES = frozenset((torch.float32, torch.bfloat16))
 _LANES = 16
 _LINE_BYTES = 64
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 # The parameters of the C functions: pointer, long, int, float.
 _SIGNATURES = {
-    "pack": "p llll i p",
+    "pack": "p llll i p i",
     "linear": "p lll p l p p l iiii",
     "head_product": "p lllll p l p iii",
     "grouped_ffn": "p llll p p p l p p iii",
-    "attention": "p lllll p l p l p p l l f l p ii",
+    "attention": "p lllll p l p l p p l l f l p iii",
     "rms_norm": "p l p p ll f iii",
     "swiglu": "p l p ll ii",
     "rope": "p ll p p l p lll iii",
@@ -37,9 +38,7 @@ _SIGNATURES = {
 
 def native_ops(x: Tensor) -> NativeOps | None:
     """The C kernels, if they can compute on tensors like `x`."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    return _ops()
+    return _ops() if x.is_cpu and x.dtype in _DTYPES else None
 
 
 @functools.cache
@@ -114,6 +113,7 @@ class NativeOps:
             weight_NK.stride(1),
             _is_bf16(weight_NK),
             storage.data_ptr(),
+            torch.get_num_threads(),
         )
 
     def _path(self, is_bf16: bool) -> int:
@@ -226,19 +226,21 @@ class NativeOps:
             tile_keys,
             out_THV.data_ptr(),
             _is_bf16(q_THC),
+            self._amx,
             torch.get_num_threads(),
         )
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight: [T, D]."""
-        y_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
+        n_rows, width = x_TD.shape
+        y_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
         self._rms_norm(
             x_TD.data_ptr(),
             x_TD.stride(0),
             weight_D.data_ptr(),
             y_TD.data_ptr(),
-            x_TD.shape[0],
-            x_TD.shape[1],
+            n_rows,
+            width,
             eps,
             _is_bf16(x_TD),
             _is_bf16(weight_D),
@@ -264,11 +266,12 @@ class NativeOps:
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
         """Pairs of features turned: [T, H, R]. `cos_TR2` and `sin_TR2` are fp32 with equal strides."""
         n_tokens, n_heads, width = x_THR.shape
-        y_THR = torch.empty(n_tokens, n_heads, width, dtype=x_THR.dtype)
+        token_stride, head_stride, _ = x_THR.stride()
+        y_THR = torch.empty_like(x_THR, memory_format=torch.contiguous_format)
         self._rope(
             x_THR.data_ptr(),
-            x_THR.stride(0),
-            x_THR.stride(1),
+            token_stride,
+            head_stride,
             cos_TR2.data_ptr(),
             sin_TR2.data_ptr(),
             cos_TR2.stride(0),

@@ -1,5 +1,7 @@
 #include "gemm.h"
 
+#include "amx.h"
+
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -80,25 +82,6 @@ static const AvxBlock avx_blocks[2][BLOCK_PANELS] = {{avx_fp32_1, avx_fp32_2, av
 
 /* ---- AMX: tiles of 16 rows by 32 in-features, and of 32 in-features by 16 out-features. ---- */
 
-typedef struct {
-    uint8_t palette, start_row;
-    uint8_t reserved[14];
-    uint16_t bytes_a_row[16];
-    uint8_t rows[16];
-} __attribute__((packed)) TileConfig;
-
-/* How many rows the accumulators 0 to 3 and the row tiles 4 and 5 have; weight tiles have 16. */
-static void configure_tiles(const uint8_t rows[6]) {
-    TileConfig config __attribute__((aligned(64)));
-    memset(&config, 0, sizeof config);
-    config.palette = 1;
-    for (int tile = 0; tile < 8; tile++) {
-        config.bytes_a_row[tile] = 64;
-        config.rows[tile] = tile < 6 ? rows[tile] : 16;
-    }
-    _tile_loadconfig(&config);
-}
-
 /* Up to 16 rows times 1 to 4 panels. */
 static void amx_1x4(const bf16 *x, long stride, const char *weights, long lines, int n_panels,
                     float (*c)[BLOCK_COLUMNS]) {
@@ -163,16 +146,23 @@ static void amx_2x2(const bf16 *x, long stride, const char *weights, long lines,
     }
 }
 
+/* The tiles' present rows; configuring costs as much as a small block. */
+static __thread int configured_rows = 0;
+
+static void configure_rows(int rows) {
+    if (configured_rows == rows) return;
+    configure_tiles(rows < 16 ? rows : 16, rows <= 16 ? rows : rows - 16);
+    configured_rows = rows;
+}
+
 static void amx_block(const bf16 *x, long stride, int rows, const char *weights, long lines, int n_panels,
                       float (*c)[BLOCK_COLUMNS]) {
     if (rows <= 16) {
-        const uint8_t r = (uint8_t)rows;
-        configure_tiles((const uint8_t[6]){r, r, r, r, r, r});
+        configure_rows(rows);
         amx_1x4(x, stride, weights, lines, n_panels, c);
         return;
     }
-    const uint8_t r = (uint8_t)(rows - 16);
-    configure_tiles((const uint8_t[6]){16, r, 16, r, 16, r});
+    configure_rows(rows);
     for (int p = 0; p < n_panels; p += 2)
         amx_2x2(x, stride, weights + p * lines * LINE_BYTES, lines, n_panels - p < 2 ? n_panels - p : 2,
                 (float (*)[BLOCK_COLUMNS]) & c[0][p * LANES]);
@@ -187,7 +177,9 @@ API int expertmesh_enable_amx(void) {
 /* ---- Both ---- */
 
 void product_end(const Product *product) {
-    if (product->path == PATH_AMX) _tile_release();
+    if (product->path != PATH_AMX) return;
+    _tile_release();
+    configured_rows = 0;
 }
 
 void product_block(const Product *product, long row, int rows, long panel, int n_panels,

@@ -2,19 +2,25 @@
 #include "gemm.h"
 
 /* weights [n, k] with the given strides (elements) to panels; `packed` is zeroed by the caller. */
-API void expertmesh_pack(const void *weights, long n, long k, long n_stride, long k_stride, int is_bf16,
-                         void *packed) {
+API void expertmesh_pack(const void *weights, long n, long k, long n_stride, long k_stride, int is_bf16, void *packed,
+                         int threads) {
     const long lines = panel_lines(k, is_bf16);
-#pragma omp parallel for schedule(static)
-    for (long p = 0; p < panels(n); p++)
-        for (long lane = 0; lane < LANES && p * LANES + lane < n; lane++)
-            for (long i = 0; i < k; i++) {
-                const long from = (p * LANES + lane) * n_stride + i * k_stride;
-                if (is_bf16)
-                    ((bf16 *)packed)[((p * lines + i / 2) * LANES + lane) * 2 + i % 2] = ((const bf16 *)weights)[from];
-                else
-                    ((float *)packed)[(p * lines + i) * LANES + lane] = ((const float *)weights)[from];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long p = 0; p < panels(n); p++) {
+        const long lanes = n - p * LANES < LANES ? n - p * LANES : LANES;
+        for (long line = 0; line < lines; line++)
+            for (long lane = 0; lane < lanes; lane++) {
+                char *to = (char *)packed + (p * lines + line) * LINE_BYTES + lane * 4;
+                const long row = (p * LANES + lane) * n_stride;
+                if (!is_bf16) {
+                    memcpy(to, (const float *)weights + row + line * k_stride, 4);
+                    continue;
+                }
+                const bf16 *from = (const bf16 *)weights + row + 2 * line * k_stride;
+                if (2 * line < k) memcpy(to, from, 2);
+                if (2 * line + 1 < k) memcpy(to + 2, from + k_stride, 2);
             }
+    }
 }
 
 typedef struct {
@@ -41,6 +47,12 @@ static void rows_by_panels(const Product *product, const Output *out, long row, 
     }
 }
 
+/* Rows that stay in the second-level cache while the panels pass by, a few at a time. */
+INLINE long cached_rows(long k, int is_bf16) {
+    const long rows = (1 << 19) / (padded_k(k, is_bf16) * (is_bf16 ? 2 : 4)) / BLOCK_ROWS * BLOCK_ROWS;
+    return rows < BLOCK_ROWS ? BLOCK_ROWS : rows;
+}
+
 /* y [rows, n] = x [rows, k] times packed weights [n, k] transposed, plus bias. */
 API void expertmesh_linear(const void *x, long x_stride, long rows, long k, const void *weights, long n,
                            const void *bias, void *y, long y_stride, int is_bf16, int y_bf16, int path, int threads) {
@@ -48,15 +60,18 @@ API void expertmesh_linear(const void *x, long x_stride, long rows, long k, cons
     const void *whole = padded_rows(x, &x_stride, rows, k, is_bf16, &owned);
     const Product product = {whole, x_stride, weights, panel_lines(k, is_bf16), is_bf16, path};
     const Output out = {y, y_stride, n, bias, is_bf16, y_bf16};
+    const long cached = cached_rows(k, is_bf16);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
         long first, end;
         share(panels(n), thread, threads, &first, &end);
-        /* Few panels at a time stay in the cache while the rows pass by. */
-        for (long panel = first; panel < end; panel += BLOCK_PANELS)
-            for (long row = 0; row < rows; row += BLOCK_ROWS)
-                rows_by_panels(&product, &out, row, (int)(rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS), panel,
-                               end - panel < BLOCK_PANELS ? end : panel + BLOCK_PANELS);
+        for (long from = 0; from < rows; from += cached) {
+            const long to = rows - from < cached ? rows : from + cached;
+            for (long panel = first; panel < end; panel += BLOCK_PANELS)
+                for (long row = from; row < to; row += BLOCK_ROWS)
+                    rows_by_panels(&product, &out, row, (int)(to - row < BLOCK_ROWS ? to - row : BLOCK_ROWS), panel,
+                                   end - panel < BLOCK_PANELS ? end : panel + BLOCK_PANELS);
+        }
         product_end(&product);
     }
     free(owned);

@@ -2,23 +2,11 @@
 
    Keys come in tiles whose borders are multiples of `tile_keys`, each head with an online softmax in
    fp32; only keys that the query sees are touched. A head's result depends on nothing else. */
-#include "common.h"
+#include "attention.h"
 
 #include <math.h>
 
 enum { GROUP_HEADS = 8, BLOCK_KEYS = 4, BLOCK_HEADS = 4, CHUNK = 32 };
-
-typedef struct {
-    const char *cache; /* entries of `width` elements */
-    const long *table; /* this sequence's blocks */
-    long block_tokens, width, value_dim;
-    int is_bf16;
-} Keys;
-
-INLINE const char *key_at(const Keys *keys, long position) {
-    const long slot = keys->table[position / keys->block_tokens] * keys->block_tokens + position % keys->block_tokens;
-    return element(keys->cache, slot * keys->width, keys->is_bf16);
-}
 
 /* The sums of 16 vectors; sum 4 i + j ends in element i of 128-bit lane j. All are summed in one order. */
 INLINE __m512 sums_of_16(const __m512 v[16]) {
@@ -71,18 +59,18 @@ INLINE __m512 scores_4x4(const char *const k[4], const char *const q[4], long wi
 }
 
 /* scores[head][key] of n keys; rows are `stride` floats and hold a whole number of vectors. */
-INLINE void score_tile(const Keys *keys, const char *const *key, int n, const char *q, long q_stride, int heads,
+INLINE void score_tile(const Attention *a, const char *const *key, int n, const char *q, long q_stride, int heads,
                        float scale, float *scores, long stride) {
     for (int h = 0; h < heads; h += BLOCK_HEADS) {
         const char *rows[4];
         for (int j = 0; j < 4; j++) {
             const int head = h + j < heads ? h + j : heads - 1;
-            rows[j] = element(q, head * q_stride, keys->is_bf16);
+            rows[j] = element(q, head * q_stride, a->is_bf16);
         }
         for (int i = 0; i < n; i += BLOCK_KEYS) {
             const char *const four[4] = {key[i], key[i + 1 < n ? i + 1 : n - 1], key[i + 2 < n ? i + 2 : n - 1],
                                          key[i + 3 < n ? i + 3 : n - 1]};
-            const __m512 s = _mm512_mul_ps(scores_4x4(four, rows, keys->width, keys->is_bf16), _mm512_set1_ps(scale));
+            const __m512 s = _mm512_mul_ps(scores_4x4(four, rows, a->width, a->is_bf16), _mm512_set1_ps(scale));
             _mm_storeu_ps(scores + h * stride + i, _mm512_extractf32x4_ps(s, 0));
             _mm_storeu_ps(scores + (h + 1) * stride + i, _mm512_extractf32x4_ps(s, 1));
             _mm_storeu_ps(scores + (h + 2) * stride + i, _mm512_extractf32x4_ps(s, 2));
@@ -151,12 +139,12 @@ INLINE void add_values(const int heads, const int is_bf16, const char *const *ke
     }
 }
 
-INLINE void value_tile(const Keys *keys, const int is_bf16, const char *const *key, int n, int heads,
+INLINE void value_tile(const Attention *a, const int is_bf16, const char *const *key, int n, int heads,
                        const char *weights, long weight_stride_bytes, const float *kept, float *out, long out_stride) {
     for (int h = 0; h < heads;) {
         const int left_heads = heads - h, some = left_heads >= 8 ? 8 : left_heads >= 4 ? 4 : 1;
-        for (long c = 0; c < keys->value_dim; c += CHUNK) {
-            const long left = keys->value_dim - c;
+        for (long c = 0; c < a->value_dim; c += CHUNK) {
+            const long left = a->value_dim - c;
             const char *w = weights + h * weight_stride_bytes;
             float *o = out + h * out_stride + c;
             if (some == 8)
@@ -170,31 +158,23 @@ INLINE void value_tile(const Keys *keys, const int is_bf16, const char *const *k
     }
 }
 
-/* A bf16 chunk of 32 values back from the order in which pairs interleave. */
-INLINE void in_order(__m512 *a, __m512 *b) {
-    const __m512 lo = *a, hi = *b;
-    const __m512 even = _mm512_shuffle_f32x4(lo, hi, 0x44), odd = _mm512_shuffle_f32x4(lo, hi, 0xee);
-    *a = _mm512_shuffle_f32x4(even, even, 0xd8); /* lo0 hi0 lo1 hi1 */
-    *b = _mm512_shuffle_f32x4(odd, odd, 0xd8);
-}
-
 typedef struct {
     float *scores, *out;
     uint16_t *weights;
     const char **key;
 } Scratch;
 
-INLINE void attend(const Keys *keys, const int is_bf16, const char *q, long q_stride, int heads, long n_keys,
-                   long tile_keys, float scale, Scratch scratch, char *y, long y_stride) {
-    const long out_stride = (keys->value_dim + CHUNK - 1) / CHUNK * CHUNK;
-    const long stride = (tile_keys + LANES - 1) / LANES * LANES;
+INLINE void attend(const Attention *a, const int is_bf16, const long *table, const char *q, int heads, long n_keys,
+                   Scratch scratch, char *y) {
+    const long out_stride = (a->value_dim + CHUNK - 1) / CHUNK * CHUNK;
+    const long stride = (a->tile_keys + LANES - 1) / LANES * LANES;
     float max[GROUP_HEADS], sum[GROUP_HEADS], kept[GROUP_HEADS];
     for (int h = 0; h < GROUP_HEADS; h++) max[h] = -INFINITY, sum[h] = 0;
     memset(scratch.out, 0, heads * out_stride * sizeof(float));
-    for (long first = 0; first < n_keys; first += tile_keys) {
-        const int n = (int)(n_keys - first < tile_keys ? n_keys - first : tile_keys);
-        for (int i = 0; i < n; i++) scratch.key[i] = key_at(keys, first + i);
-        score_tile(keys, scratch.key, n, q, q_stride, heads, scale, scratch.scores, stride);
+    for (long first = 0; first < n_keys; first += a->tile_keys) {
+        const int n = (int)(n_keys - first < a->tile_keys ? n_keys - first : a->tile_keys);
+        for (int i = 0; i < n; i++) scratch.key[i] = cache_entry(a, table, first + i);
+        score_tile(a, scratch.key, n, q, a->q_head_stride, heads, a->scale, scratch.scores, stride);
         for (int h = 0; h < heads; h++) {
             float *row = scratch.scores + h * stride;
             softmax_tile(row, n, &max[h], &sum[h], &kept[h]);
@@ -203,66 +183,77 @@ INLINE void attend(const Keys *keys, const int is_bf16, const char *q, long q_st
                     store(scratch.weights, h * stride + i, 0xffff, _mm512_loadu_ps(row + i), 1);
         }
         if (is_bf16)
-            value_tile(keys, 1, scratch.key, n, heads, (const char *)scratch.weights, stride * 2, kept, scratch.out,
+            value_tile(a, 1, scratch.key, n, heads, (const char *)scratch.weights, stride * 2, kept, scratch.out,
                        out_stride);
         else
-            value_tile(keys, 0, scratch.key, n, heads, (const char *)scratch.scores, stride * 4, kept, scratch.out,
+            value_tile(a, 0, scratch.key, n, heads, (const char *)scratch.scores, stride * 4, kept, scratch.out,
                        out_stride);
     }
     for (int h = 0; h < heads; h++)
-        for (long c = 0; c < keys->value_dim; c += CHUNK) {
+        for (long c = 0; c < a->value_dim; c += CHUNK) {
             const __m512 total = _mm512_set1_ps(sum[h]);
-            __m512 a = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c), total);
-            __m512 b = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c + 16), total);
-            if (is_bf16) in_order(&a, &b);
-            const long left = keys->value_dim - c;
-            store(y, h * y_stride + c, lanes_left(left), a, is_bf16);
-            if (left > LANES) store(y, h * y_stride + c + LANES, lanes_left(left - LANES), b, is_bf16);
+            __m512 lo = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c), total);
+            __m512 hi = _mm512_div_ps(_mm512_loadu_ps(scratch.out + h * out_stride + c + 16), total);
+            if (is_bf16) in_order(&lo, &hi);
+            const long left = a->value_dim - c;
+            store(y, h * a->value_dim + c, lanes_left(left), lo, is_bf16);
+            if (left > LANES) store(y, h * a->value_dim + c + LANES, lanes_left(left - LANES), hi, is_bf16);
         }
 }
 
-/* y [tokens, heads, value_dim] of queries q [tokens, heads, width], sequence after sequence: query i of
-   sequence s sees the first context_lens[s] + i + 1 entries of its block table (row s of `tables`). */
-API void expertmesh_attention(const void *q, long q_token_stride, long q_head_stride, long tokens, long heads,
-                              long width, const void *cache, long block_tokens, const long *tables, long table_stride,
-                              const long *query_lens, const long *context_lens, long n_sequences, long value_dim,
-                              float scale, long tile_keys, void *y, int is_bf16, int threads) {
-    long *sequences = malloc((tokens + 1) * sizeof(long)), *visible = malloc((tokens + 1) * sizeof(long));
-    for (long s = 0, t = 0; s < n_sequences; s++)
-        for (long i = 0; i < query_lens[s]; i++, t++) {
-            sequences[t] = s;
-            visible[t] = context_lens[s] + i + 1;
+void attention_avx512(const Attention *a, const Sequences *sequences, int threads) {
+    const long tokens = sequences->n_tokens;
+    long *sequence_of = malloc((tokens + 1) * sizeof(long)), *visible = malloc((tokens + 1) * sizeof(long));
+    for (long s = 0, t = 0; s < sequences->n_sequences; s++)
+        for (long i = 0; i < sequences->query_lens[s]; i++, t++) {
+            sequence_of[t] = s;
+            visible[t] = sequences->context_lens[s] + i + 1;
         }
     /* Few queries: smaller groups, so that every thread has one. */
-    const long group = tokens < threads && heads > BLOCK_HEADS ? BLOCK_HEADS : GROUP_HEADS;
-    const long groups = (heads + group - 1) / group;
-    const long stride = (tile_keys + LANES - 1) / LANES * LANES;
-    const long out_stride = (value_dim + CHUNK - 1) / CHUNK * CHUNK;
+    const long group = tokens < threads && a->heads > BLOCK_HEADS ? BLOCK_HEADS : GROUP_HEADS;
+    const long groups = (a->heads + group - 1) / group;
+    const long stride = (a->tile_keys + LANES - 1) / LANES * LANES;
+    const long out_stride = (a->value_dim + CHUNK - 1) / CHUNK * CHUNK;
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch;
         scratch.scores = malloc(GROUP_HEADS * stride * sizeof(float));
         scratch.out = malloc(GROUP_HEADS * out_stride * sizeof(float));
         scratch.weights = malloc(GROUP_HEADS * stride * sizeof(uint16_t));
-        scratch.key = malloc(tile_keys * sizeof(char *));
+        scratch.key = malloc(a->tile_keys * sizeof(char *));
 #pragma omp for schedule(dynamic, 1)
         for (long task = 0; task < tokens * groups; task++) {
             /* The last tokens of a chunk see most: they go first. */
             const long t = tokens - 1 - task / groups, h = task % groups * group;
-            const int some = (int)(heads - h < group ? heads - h : group);
-            const Keys keys = {cache, tables + sequences[t] * table_stride, block_tokens, width, value_dim, is_bf16};
-            const char *rows = element(q, t * q_token_stride + h * q_head_stride, is_bf16);
-            char *out = element(y, (t * heads + h) * value_dim, is_bf16);
-            if (is_bf16)
-                attend(&keys, 1, rows, q_head_stride, some, visible[t], tile_keys, scale, scratch, out, value_dim);
+            const int some = (int)(a->heads - h < group ? a->heads - h : group);
+            const long *table = sequences->tables + sequence_of[t] * sequences->table_stride;
+            const char *rows = element(a->q, t * a->q_token_stride + h * a->q_head_stride, a->is_bf16);
+            char *out = element(a->y, (t * a->heads + h) * a->value_dim, a->is_bf16);
+            if (a->is_bf16)
+                attend(a, 1, table, rows, some, visible[t], scratch, out);
             else
-                attend(&keys, 0, rows, q_head_stride, some, visible[t], tile_keys, scale, scratch, out, value_dim);
+                attend(a, 0, table, rows, some, visible[t], scratch, out);
         }
         free(scratch.scores);
         free(scratch.out);
         free(scratch.weights);
         free(scratch.key);
     }
-    free(sequences);
+    free(sequence_of);
     free(visible);
+}
+
+/* Queries q, sequence after sequence: query i of sequence s sees the first context_lens[s] + i + 1 entries
+   of its block table (row s of `tables`). */
+API void expertmesh_attention(const void *q, long q_token_stride, long q_head_stride, long tokens, long heads,
+                              long width, const void *cache, long block_tokens, const long *tables, long table_stride,
+                              const long *query_lens, const long *context_lens, long n_sequences, long value_dim,
+                              float scale, long tile_keys, void *y, int is_bf16, int use_amx, int threads) {
+    const Attention a = {q,         q_token_stride, q_head_stride, heads, width,   cache, block_tokens,
+                         value_dim, scale,          tile_keys,     y,     is_bf16};
+    const Sequences sequences = {tables, table_stride, query_lens, context_lens, n_sequences, tokens};
+    if (use_amx && is_bf16 && tile_keys % 32 == 0)
+        attention_amx(&a, &sequences, threads);
+    else
+        attention_avx512(&a, &sequences, threads);
 }
