@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import grpc
+
 from expertmesh.engine.errors import EngineStoppedError
 from expertmesh.engine.request import (
     LogprobRow,
@@ -83,6 +85,9 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
                 if getter.done():
                     yield getter.result()
             reader.result()
+        except EngineStoppedError as error:
+            # Gateways take the end of a stream for the loss of its router, and resubmit elsewhere.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         finally:
             for task in (reader, lease, getter):
                 if task is not None:
@@ -105,18 +110,12 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
                     pass  # keep_alive: being heard is all that it is for
 
     def _submit(self, session: _Session, submit: pb.Submit) -> None:
+        if self._engine is None:
+            raise EngineStoppedError("this router is still loading")
         request = request_from_proto(submit)
         session.open.add(request.key)
         self._owners[request.key] = session
-        try:
-            if self._engine is None:
-                raise EngineStoppedError("this router is still loading")
-            self._engine.submit(request)
-        except EngineStoppedError as error:
-            refusal = SequenceNews(
-                request.key, len(request.output_token_ids), finish_reason="error", error=str(error)
-            )
-            self._deliver([refusal], RouterLoad())
+        self._engine.submit(request)
 
     def _deliver(self, news: Sequence[SequenceNews], load: RouterLoad) -> None:
         """Groups a step's news by gateway: one message each."""

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import grpc.aio
+import pytest
 
 from expertmesh.actors.router_stream import RouterStreamServicer
 from expertmesh.engine.errors import EngineStoppedError
@@ -132,13 +134,13 @@ def test_a_silent_gateway_loses_its_lease() -> None:
     run(test)
 
 
-def test_a_stopped_engine_refuses_with_an_error() -> None:
+def test_a_stopped_engine_ends_the_stream_so_that_its_requests_go_elsewhere() -> None:
     async def test() -> None:
         async with stream() as (engine, _, call):
             engine.stopped = True
             await call.write(submission("a"))
-            message = await call.read()
-            assert message.news[0].finish_reason == "error"
-            assert message.news[0].error == "no more"
+            with pytest.raises(grpc.aio.AioRpcError, match="no more") as lost:
+                await call.read()
+            assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
 
     run(test)
