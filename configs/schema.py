@@ -38,7 +38,9 @@ class GatewayConfig(Section):
     """The Serve ingress: HTTP, gRPC, tokenizer and the open streams."""
 
     replicas: int = Field(default=1, ge=1)
+    """Processes that take requests."""
     cpus: float = Field(default=0.1, ge=0)
+    """Logical CPUs that Ray reserves for one."""
     stream_chunks_per_s: float = Field(default=300.0, gt=0)
     """Messages a second that the open streams of one gateway share; above that, tokens of several steps
     travel together. First and last tokens never wait. Serve spends about 0.8 ms of a core on a message."""
@@ -48,8 +50,11 @@ class RouterConfig(Section):
     """Attention, gate, head, KV cache, scheduler and sampler; one device a replica."""
 
     replicas: int = Field(default=1, ge=1)
+    """Each serves requests of its own; all share the expert hosts."""
     cpus: float = Field(default=0.5, ge=0)
+    """Logical CPUs that Ray reserves for one."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for one; a fraction lets several share one."""
     threads: int = Field(default=0, ge=0)
     """Compute threads a replica; 0 shares the machine's cores evenly between routers and hosts."""
 
@@ -58,8 +63,11 @@ class ExpertsConfig(Section):
     """The expert hosts; `replicas: 0` is the fused mode (experts inside the router)."""
 
     replicas: int = Field(default=2, ge=0)
+    """Hosts that the routed experts are spread over."""
     cpus: float = Field(default=0.5, ge=0)
+    """Logical CPUs that Ray reserves for one."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for one; a fraction lets several share one."""
     threads: int = Field(default=0, ge=0)
     """Compute threads a host; 0 shares the machine's cores evenly between routers and hosts."""
 
@@ -106,15 +114,21 @@ class LimitsConfig(Section):
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """The model's context less one when absent."""
     max_output_tokens: int | None = Field(default=None, ge=1)
+    """Most `max_tokens` of a request; what the context leaves when absent."""
     default_output_tokens: int = Field(default=256, ge=1)
     """`max_tokens` of a request that names none (chat: what the context leaves, as OpenAI)."""
     max_n: int = Field(default=16, ge=1)
+    """Completions of one request."""
     max_logprobs: int = Field(default=20, ge=0)
+    """Alternatives a token, for `logprobs` and `prompt_logprobs`."""
     max_stop_strings: int = Field(default=16, ge=0)
+    """Stop strings of one request."""
     max_stop_length: int = Field(default=256, ge=1)
     """Characters of one stop string."""
     max_stop_token_ids: int = Field(default=64, ge=0)
+    """Stop token ids of one request."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
+    """Of an HTTP request or a gRPC message."""
     max_queued_requests: int = Field(default=1024, ge=1)
     """Requests (each of `n` counts) admitted and not finished, a gateway; above: refused."""
     request_timeout_s: float = Field(default=600.0, gt=0)
@@ -127,6 +141,7 @@ class FailureConfig(Section):
     deadline_s: float = Field(default=10.0, gt=0)
     """No heartbeat for this long: the member is taken for frozen."""
     heartbeat_s: float = Field(default=1.0, gt=0)
+    """How often a member tells the coordinator that it is alive."""
     announce_s: float = Field(default=2.0, ge=0)
     """How long a restarted coordinator waits for the members that still run."""
     report_s: float = Field(default=5.0, gt=0)
@@ -143,6 +158,7 @@ class ShutdownConfig(Section):
     """What SIGTERM grants to running requests."""
 
     drain_s: float = Field(default=30.0, ge=0)
+    """Running requests may take this long to end; then they are cut off."""
 
 
 class HttpConfig(Section):
@@ -167,7 +183,8 @@ class DeploymentConfig(Section):
     name: str = Field(default="expertmesh", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The Serve application's name."""
     device: DeviceKind = "cpu"
-    """What routers and expert hosts compute on; with `cuda`, give them `gpus` too."""
+    """What routers and expert hosts compute on. With `cuda` and no `gpus` given, they share the cluster's
+    GPUs evenly."""
     model: ModelConfig
     gateway: GatewayConfig = GatewayConfig()
     router: RouterConfig = RouterConfig()
