@@ -46,7 +46,8 @@ def mla_paged_attention(
     weighted by a softmax in fp32. In deterministic mode a query's result depends only on its
     sequence's entries up to its own.
     """
-    out_THV = q_THC.new_zeros(*q_THC.shape[:2], value_dim)
+    make = q_THC.new_empty if sum(query_lens) == q_THC.shape[0] else q_THC.new_zeros
+    out_THV = make((*q_THC.shape[:2], value_dim))
     ops = native_ops(q_THC) if mode.native else None
     if ops is not None and q_THC.stride(-1) == 1 and cache_NPC.is_contiguous():
         ops.attention(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.native.ops import native_ops
+
 
 def weighted_sum(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
     """Sums expert outputs in top-k order, fp32 [T, D].
@@ -15,6 +17,14 @@ def weighted_sum(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
     One addition after the other, in the order of K: the answer does not depend on which rank
     computed which expert, nor on the batch.
     """
+    ops = native_ops(y_TKD)
+    if ops is not None and y_TKD.is_contiguous():
+        return ops.weighted_sum(y_TKD, weights_TK.to(torch.float32).contiguous())
+    return weighted_sum_torch(y_TKD, weights_TK)
+
+
+def weighted_sum_torch(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+    """`weighted_sum` on any device."""
     n_tokens, top_k, hidden = y_TKD.shape
     weights_TK = weights_TK.to(torch.float32)
     sum_TD = torch.zeros(n_tokens, hidden, dtype=torch.float32, device=y_TKD.device)

@@ -14,9 +14,8 @@ from torch import Tensor
 from expertmesh.kernels.activation import swiglu_torch
 from expertmesh.kernels.linear import tiled_linear
 from expertmesh.kernels.mode import ComputeMode
-from expertmesh.kernels.native.ops import NativeOps, interleave_gate_up, native_ops
-
-_LANES = 16
+from expertmesh.kernels.native.ops import NativeOps, native_ops
+from expertmesh.kernels.native.packing import LANES, interleave_gate_up
 
 Compute = Callable[[Tensor, Sequence[int]], Tensor]
 
@@ -52,7 +51,7 @@ class GroupedFfn:
 
 
 def _native_compute(ops: NativeOps, gate_up_EGD: Tensor, down_EDF: Tensor) -> Compute:
-    if down_EDF.shape[2] % _LANES == 0:
+    if down_EDF.shape[2] % LANES == 0:
         for gate_up_GD in gate_up_EGD:
             gate_up_GD.copy_(interleave_gate_up(gate_up_GD))
         gate_up = ops.pack_in_place(gate_up_EGD)

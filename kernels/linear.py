@@ -51,13 +51,16 @@ class HeadProduct:
         self._packed = None if self._ops is None else self._ops.pack(list(w_HIO.transpose(1, 2)))
         self._mode = mode
 
-    def __call__(self, x_THI: Tensor) -> Tensor:
-        """y [T, H, O] of x's dtype."""
+    def __call__(self, x_THI: Tensor, out: Tensor | None = None) -> Tensor:
+        """y [T, H, O] of x's dtype; `out`, when given, takes it and is returned."""
         if self._ops is not None and self._packed is not None:
             rows_THI = x_THI if x_THI.stride(-1) == 1 else x_THI.contiguous()
-            return self._ops.head_product(rows_THI, self._packed)
+            if out is None:
+                out = x_THI.new_empty((*x_THI.shape[:2], self._packed.n))
+            return self._ops.head_product(rows_THI, self._packed, out)
         assert self._w_HIO is not None
-        return head_product(x_THI, self._w_HIO, self._mode)
+        y_THO = head_product(x_THI, self._w_HIO, self._mode)
+        return y_THO if out is None else out.copy_(y_THO)
 
 
 def tiled_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, mode: ComputeMode) -> Tensor:

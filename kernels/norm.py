@@ -11,12 +11,18 @@ from torch import Tensor
 from expertmesh.kernels.native.ops import native_ops
 
 
-def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside, one cast to x's dtype."""
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside, one cast to x's dtype.
+
+    `out` [T, D] of x's dtype, when given, takes the result and is returned.
+    """
     ops = native_ops(x_TD)
     if ops is not None and x_TD.stride(-1) == 1:
-        return ops.rms_norm(x_TD, weight_D, eps)
-    return rms_norm_torch(x_TD, weight_D, eps)
+        if out is None:
+            out = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
+        return ops.rms_norm(x_TD, weight_D, eps, out)
+    y_TD = rms_norm_torch(x_TD, weight_D, eps)
+    return y_TD if out is None else out.copy_(y_TD)
 
 
 def rms_norm_torch(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -11,11 +11,13 @@ from torch import Tensor
 from expertmesh.kernels.native.ops import native_ops
 
 
-def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
+def apply_rope(
+    x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool, out: Tensor | None = None
+) -> Tensor:
     """Rotates each pair of features by its position's angle; same shape and dtype, fp32 inside.
 
     Pairs are neighbours (2i, 2i + 1) when `interleaved`, else (i, i + R/2); results stand where the
-    inputs stood.
+    inputs stood. `out` [T, H, R] of x's dtype, when given, takes the result and is returned.
     """
     ops = native_ops(x_THR)
     if (
@@ -24,8 +26,11 @@ def apply_rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: boo
         and (strides := cos_TR2.stride()) == sin_TR2.stride()
         and strides[-1] == x_THR.stride(-1) == 1
     ):
-        return ops.rope(x_THR, cos_TR2, sin_TR2, interleaved)
-    return apply_rope_torch(x_THR, cos_TR2, sin_TR2, interleaved)
+        if out is None:
+            out = torch.empty_like(x_THR, memory_format=torch.contiguous_format)
+        return ops.rope(x_THR, cos_TR2, sin_TR2, interleaved, out)
+    y_THR = apply_rope_torch(x_THR, cos_TR2, sin_TR2, interleaved)
+    return y_THR if out is None else out.copy_(y_THR)
 
 
 def apply_rope_torch(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:

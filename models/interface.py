@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.rows import scatter_rows
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
@@ -58,7 +60,7 @@ class PagedCache:
 
     def write(self, layer: int, entries_TC: Tensor, slots_T: Tensor) -> None:
         """Stores tokens' entries at their slots. Writing the same step twice changes nothing."""
-        self.layers[layer].view(-1, entries_TC.shape[-1]).index_copy_(0, slots_T, entries_TC)
+        scatter_rows(self.layers[layer].view(-1, entries_TC.shape[-1]), slots_T, entries_TC)
 
 
 class MoeExchange(Protocol):

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from expertmesh.kernels.rows import gather_rows, group_rows, scatter_rows
+
 
 class SlotExperts(Protocol):
     """Experts in numbered slots (`models.experts.ExpertBank` is one)."""
@@ -34,9 +36,8 @@ def run_slots(
     order of the pairs. The sort is stable, so that the rows of one slot keep their order. Reads the
     row counts on the host (a device sync).
     """
-    order_R = torch.argsort(slots_R, stable=True)
-    rows_per_slot: list[int] = torch.bincount(slots_R, minlength=n_slots).tolist()
-    sorted_RD = experts.forward(moe_layer, x_TD[tokens_R[order_R]], rows_per_slot)
+    order_R, rows_per_slot = group_rows(slots_R, n_slots)
+    sorted_RD = experts.forward(moe_layer, gather_rows(x_TD, tokens_R[order_R]), rows_per_slot)
     y_RD = torch.empty_like(sorted_RD)
-    y_RD[order_R] = sorted_RD
+    scatter_rows(y_RD, order_R, sorted_RD)
     return y_RD

@@ -11,29 +11,40 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from expertmesh.kernels.native.library import NativeLibrary, native_library
+from expertmesh.kernels.native.packing import LINE_BYTES, PackedMatrix, aligned_zeros, packed_bytes
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16))
-_LANES = 16
-_LINE_BYTES = 64
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 # The parameters of the C functions: pointer, long, int, float.
 _SIGNATURES = {
     "pack": "p llll i p i",
     "linear": "p lll p l p p l iiii",
-    "head_product": "p lllll p l p iii",
+    "head_product": "p lllll p l p ll iii",
     "grouped_ffn": "p llll p p p l p p iii",
     "attention": "p lllll p l p l p p l l f l p iii",
-    "rms_norm": "p l p p ll f iii",
+    "rms_norm": "p l p p lll f iii",
     "swiglu": "p l p ll ii",
-    "rope": "p ll p p l p lll iii",
+    "rope": "p ll p p l p lllll iii",
     "gate": "p l p ll ii lll i f p p i",
+    "gather_rows": "p ll p ll p l i",
+    "scatter_rows": "p l p ll p ll i",
+    "group_rows": "p ll p p",
+    "weighted_sum": "p lll p p ii",
 }
+
+
+_CHECKED = ("gather_rows", "scatter_rows", "group_rows")
+"""These give 0 when an index is out of range."""
+
+
+def native_row_ops(x: Tensor) -> NativeOps | None:
+    """The C kernels that move rows of any dtype, if `x` is where they can reach it."""
+    return _ops() if x.is_cpu else None
 
 
 def native_ops(x: Tensor) -> NativeOps | None:
@@ -47,16 +58,6 @@ def _ops() -> NativeOps | None:
     return None if library is None else NativeOps(library)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedMatrix:
-    """Weights [N, K], or a stack of them, in the order in which the kernels read them."""
-
-    storage: Tensor
-    n: int
-    k: int
-    is_bf16: bool
-
-
 class NativeOps:
     """The C functions of one library."""
 
@@ -66,7 +67,7 @@ class NativeOps:
         for name, parameters in _SIGNATURES.items():
             function = getattr(functions, f"expertmesh_{name}")
             function.argtypes = [_TYPES[letter] for letter in parameters.replace(" ", "")]
-            function.restype = None
+            function.restype = ctypes.c_int if name in _CHECKED else None
         self._pack = functions.expertmesh_pack
         self._linear = functions.expertmesh_linear
         self._head_product = functions.expertmesh_head_product
@@ -76,6 +77,10 @@ class NativeOps:
         self._swiglu = functions.expertmesh_swiglu
         self._rope = functions.expertmesh_rope
         self._gate = functions.expertmesh_gate
+        self._gather_rows = functions.expertmesh_gather_rows
+        self._scatter_rows = functions.expertmesh_scatter_rows
+        self._group_rows = functions.expertmesh_group_rows
+        self._weighted_sum = functions.expertmesh_weighted_sum
 
     def pack(self, weights: Sequence[Tensor]) -> PackedMatrix:
         """Copies matrices [N, K] of one shape, with any strides, into one stack."""
@@ -83,7 +88,7 @@ class NativeOps:
         n, k = first.shape
         is_bf16 = _is_bf16(first)
         matrix_bytes = packed_bytes(n, k, is_bf16)
-        storage = _aligned_zeros(len(weights) * matrix_bytes)
+        storage = aligned_zeros(len(weights) * matrix_bytes)
         for i, weight in enumerate(weights):
             self._pack_into(weight, storage[i * matrix_bytes :])
         return PackedMatrix(storage, n, k, is_bf16)
@@ -94,9 +99,9 @@ class NativeOps:
         is_bf16 = _is_bf16(stack_SNK)
         matrix_bytes = packed_bytes(n, k, is_bf16)
         fits = matrix_bytes == n * k * stack_SNK.element_size() and stack_SNK.is_contiguous()
-        if not fits or stack_SNK.data_ptr() % _LINE_BYTES:
+        if not fits or stack_SNK.data_ptr() % LINE_BYTES:
             return self.pack(list(stack_SNK))
-        scratch = _aligned_zeros(matrix_bytes)
+        scratch = aligned_zeros(matrix_bytes)
         storage = stack_SNK.view(-1).view(torch.uint8)
         for i in range(n_matrices):
             self._pack_into(stack_SNK[i], scratch)
@@ -142,10 +147,9 @@ class NativeOps:
         )
         return y_TN
 
-    def head_product(self, x_THI: Tensor, weights: PackedMatrix) -> Tensor:
-        """Head h of x times the h-th packed [O, I] transposed: [T, H, O]."""
+    def head_product(self, x_THI: Tensor, weights: PackedMatrix, y_THO: Tensor) -> Tensor:
+        """Head h of x times the h-th packed [O, I] transposed, written to `y_THO`."""
         n_rows, n_heads, _ = x_THI.shape
-        y_THO = torch.empty(n_rows, n_heads, weights.n, dtype=x_THI.dtype)
         self._head_product(
             x_THI.data_ptr(),
             x_THI.stride(0),
@@ -156,6 +160,8 @@ class NativeOps:
             weights.storage.data_ptr(),
             weights.n,
             y_THO.data_ptr(),
+            y_THO.stride(0),
+            y_THO.stride(1),
             weights.is_bf16,
             self._path(weights.is_bf16),
             torch.get_num_threads(),
@@ -230,15 +236,15 @@ class NativeOps:
             torch.get_num_threads(),
         )
 
-    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight: [T, D]."""
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float, y_TD: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight, written to `y_TD`."""
         n_rows, width = x_TD.shape
-        y_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
         self._rms_norm(
             x_TD.data_ptr(),
             x_TD.stride(0),
             weight_D.data_ptr(),
             y_TD.data_ptr(),
+            y_TD.stride(0),
             n_rows,
             width,
             eps,
@@ -263,11 +269,12 @@ class NativeOps:
         )
         return h_TF
 
-    def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool) -> Tensor:
-        """Pairs of features turned: [T, H, R]. `cos_TR2` and `sin_TR2` are fp32 with equal strides."""
+    def rope(
+        self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, interleaved: bool, y_THR: Tensor
+    ) -> Tensor:
+        """Pairs of features turned, written to `y_THR`; the angles are fp32 with equal strides."""
         n_tokens, n_heads, width = x_THR.shape
         token_stride, head_stride, _ = x_THR.stride()
-        y_THR = torch.empty_like(x_THR, memory_format=torch.contiguous_format)
         self._rope(
             x_THR.data_ptr(),
             token_stride,
@@ -276,6 +283,8 @@ class NativeOps:
             sin_TR2.data_ptr(),
             cos_TR2.stride(0),
             y_THR.data_ptr(),
+            y_THR.stride(0),
+            y_THR.stride(1),
             n_tokens,
             n_heads,
             width // 2,
@@ -321,29 +330,72 @@ class NativeOps:
         )
         return weights_TK, ids_TK
 
+    def gather_rows(self, x_ND: Tensor, index_R: Tensor) -> Tensor:
+        """x[index]: [R, D]."""
+        n_rows, width = index_R.shape[0], x_ND.shape[1]
+        size = x_ND.element_size()
+        y_RD = torch.empty(n_rows, width, dtype=x_ND.dtype)
+        done = self._gather_rows(
+            x_ND.data_ptr(),
+            x_ND.stride(0) * size,
+            x_ND.shape[0],
+            index_R.data_ptr(),
+            n_rows,
+            width * size,
+            y_RD.data_ptr(),
+            width * size,
+            torch.get_num_threads(),
+        )
+        if not done:
+            raise IndexError(f"rows {index_R.min()} to {index_R.max()} asked of {x_ND.shape[0]}")
+        return y_RD
 
-def interleave_gate_up(gate_up_GD: Tensor) -> Tensor:
-    """Rows of gate and up [2F, D] in turns of 16, F padded to a multiple of 16 with zeros.
+    def scatter_rows(self, target_ND: Tensor, index_R: Tensor, rows_RD: Tensor) -> None:
+        """target[index] = rows."""
+        n_rows, width = rows_RD.shape
+        size = rows_RD.element_size()
+        if index_R.shape[0] != n_rows or target_ND.shape[1] != width:
+            raise IndexError(
+                f"{tuple(rows_RD.shape)} do not fit {index_R.shape[0]} rows of {target_ND.shape[1]}"
+            )
+        done = self._scatter_rows(
+            rows_RD.data_ptr(),
+            rows_RD.stride(0) * size,
+            index_R.data_ptr(),
+            n_rows,
+            width * size,
+            target_ND.data_ptr(),
+            target_ND.stride(0) * size,
+            target_ND.shape[0],
+            torch.get_num_threads(),
+        )
+        if not done:
+            raise IndexError(f"rows {index_R.min()} to {index_R.max()} asked of {target_ND.shape[0]}")
 
-    A product's block of columns then holds gate and up of the same features.
-    """
-    n_features, hidden = gate_up_GD.shape[0] // 2, gate_up_GD.shape[1]
-    n_panels = -(-n_features // _LANES)
-    padded = gate_up_GD.new_zeros(2, n_panels * _LANES, hidden)
-    padded[:, :n_features] = gate_up_GD.view(2, n_features, hidden)
-    return padded.view(2, n_panels, _LANES, hidden).transpose(0, 1).reshape(-1, hidden)
+    def group_rows(self, keys_R: Tensor, n_groups: int) -> tuple[Tensor, list[int]]:
+        """A stable counting sort: order int64 [R], and how many rows each key has."""
+        order_R = torch.empty_like(keys_R)
+        counts = (ctypes.c_long * n_groups)()
+        done = self._group_rows(keys_R.data_ptr(), len(keys_R), n_groups, order_R.data_ptr(), counts)
+        if not done:
+            raise IndexError(f"keys {keys_R.min()} to {keys_R.max()} stand among {n_groups} groups")
+        return order_R, list(counts)
 
-
-def packed_bytes(n: int, k: int, is_bf16: bool) -> int:
-    """Bytes of a packed [N, K]: N is padded to 16, for bf16 K to 32."""
-    lines = -(-k // 32) * 16 if is_bf16 else k
-    return -(-n // _LANES) * lines * _LINE_BYTES
-
-
-def _aligned_zeros(n_bytes: int) -> Tensor:
-    storage = torch.zeros(n_bytes + _LINE_BYTES, dtype=torch.uint8)
-    offset = -storage.data_ptr() % _LINE_BYTES
-    return storage[offset : offset + n_bytes]
+    def weighted_sum(self, y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+        """The sum over K in order, fp32 [T, D]; `y_TKD` and fp32 `weights_TK` are contiguous."""
+        n_tokens, top_k, width = y_TKD.shape
+        sum_TD = torch.empty(n_tokens, width, dtype=torch.float32)
+        self._weighted_sum(
+            y_TKD.data_ptr(),
+            n_tokens,
+            top_k,
+            width,
+            weights_TK.data_ptr(),
+            sum_TD.data_ptr(),
+            _is_bf16(y_TKD),
+            torch.get_num_threads(),
+        )
+        return sum_TD
 
 
 def _is_bf16(x: Tensor) -> bool:

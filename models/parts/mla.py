@@ -10,7 +10,6 @@ C key-value latent, R rotary features, P features without position, V value feat
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from expertmesh.kernels.attention import mla_paged_attention
@@ -104,9 +103,11 @@ class LatentAttention:
     def _entries(self, entry_TA: Tensor, step: Step) -> Tensor:
         """Cache entries [T, A]: the latent normed, the rotary key turned."""
         latent_TC, key_TR = entry_TA.split((self._spec.kv_lora_rank, self._spec.rope_dim), dim=1)
-        key_T1R = apply_rope(key_TR.unsqueeze(1), step.cos_TR2, step.sin_TR2, self._interleaved_rope)
-        normed_TC = rms_norm(latent_TC, self._kv_norm_C, self._spec.latent_norm_eps)
-        return torch.cat((normed_TC, key_T1R.squeeze(1)), dim=1)
+        made_TA = entry_TA.new_empty(entry_TA.shape)
+        made_TC, made_TR = made_TA.split((self._spec.kv_lora_rank, self._spec.rope_dim), dim=1)
+        rms_norm(latent_TC, self._kv_norm_C, self._spec.latent_norm_eps, out=made_TC)
+        self._turn(key_TR.unsqueeze(1), step, made_TR.unsqueeze(1))
+        return made_TA
 
     def _queries(self, q_TQ: Tensor, step: Step) -> Tensor:
         """Queries in the space of the cache entries, [T, H, A]."""
@@ -115,8 +116,14 @@ class LatentAttention:
             q_TQ = self._q(rms_norm(q_TQ, self._q_norm_Q, spec.latent_norm_eps))
         q_THB = q_TQ.reshape(-1, spec.n_heads, spec.nope_dim + spec.rope_dim)
         q_THP, q_THR = q_THB.split((spec.nope_dim, spec.rope_dim), dim=2)
-        turned_THR = apply_rope(q_THR, step.cos_TR2, step.sin_TR2, self._interleaved_rope)
-        return torch.cat((self._w_uk(q_THP), turned_THR), dim=2)
+        made_THA = q_THB.new_empty((q_THB.shape[0], spec.n_heads, spec.cache_dim))
+        made_THC, made_THR = made_THA.split((spec.kv_lora_rank, spec.rope_dim), dim=2)
+        self._w_uk(q_THP, out=made_THC)
+        self._turn(q_THR, step, made_THR)
+        return made_THA
+
+    def _turn(self, x_THR: Tensor, step: Step, out: Tensor) -> None:
+        apply_rope(x_THR, step.cos_TR2, step.sin_TR2, self._interleaved_rope, out=out)
 
 
 def _load_linear(loader: TensorLoader, parts: tuple[LinearTensors, ...], mode: ComputeMode) -> Linear:

@@ -77,9 +77,10 @@ API void expertmesh_linear(const void *x, long x_stride, long rows, long k, cons
     free(owned);
 }
 
-/* y [rows, heads, n]: head h of x [rows, heads, k] times the h-th of `heads` packed matrices [n, k]. */
+/* y [rows, heads, n] with strides: head h of x [rows, heads, k] times the h-th of `heads` packed matrices [n, k]. */
 API void expertmesh_head_product(const void *x, long x_stride, long x_head_stride, long rows, long heads, long k,
-                                 const void *weights, long n, void *y, int is_bf16, int path, int threads) {
+                                 const void *weights, long n, void *y, long y_stride, long y_head_stride, int is_bf16, int path,
+                                 int threads) {
     const long matrix_bytes = panels(n) * panel_bytes(k, is_bf16);
     const long n_row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -92,7 +93,7 @@ API void expertmesh_head_product(const void *x, long x_stride, long x_head_strid
                                         is_bf16, &owned);
         const Product product = {whole, stride, (const char *)weights + head * matrix_bytes, panel_lines(k, is_bf16),
                                  is_bf16, path};
-        const Output out = {element(y, (row * heads + head) * n, is_bf16), heads * n, n, NULL, is_bf16, is_bf16};
+        const Output out = {element(y, row * y_stride + head * y_head_stride, is_bf16), y_stride, n, NULL, is_bf16, is_bf16};
         rows_by_panels(&product, &out, 0, n_rows, 0, panels(n));
         product_end(&product);
         free(owned);

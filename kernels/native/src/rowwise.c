@@ -4,8 +4,8 @@
 /* Rows worth another thread; below, one computes all. */
 enum { PARALLEL_ELEMENTS = 1 << 14 };
 
-API void expertmesh_rms_norm(const void *x, long x_stride, const void *weight, void *y, long rows, long width,
-                             float eps, int is_bf16, int weight_bf16, int threads) {
+API void expertmesh_rms_norm(const void *x, long x_stride, const void *weight, void *y, long y_stride, long rows,
+                             long width, float eps, int is_bf16, int weight_bf16, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > PARALLEL_ELEMENTS)
     for (long r = 0; r < rows; r++) {
         __m512 squares = _mm512_setzero_ps();
@@ -18,7 +18,7 @@ API void expertmesh_rms_norm(const void *x, long x_stride, const void *weight, v
         for (long i = 0; i < width; i += LANES) {
             const __mmask16 mask = lanes_left(width - i);
             const __m512 v = _mm512_mul_ps(load(x, r * x_stride + i, mask, is_bf16), factor);
-            store(y, r * width + i, mask, _mm512_mul_ps(v, load(weight, i, mask, weight_bf16)), is_bf16);
+            store(y, r * y_stride + i, mask, _mm512_mul_ps(v, load(weight, i, mask, weight_bf16)), is_bf16);
         }
     }
 }
@@ -62,16 +62,16 @@ INLINE void store_pairs(void *y, long i, __mmask16 mask, int is_bf16, __m512 a, 
     _mm512_mask_i32scatter_ps(p + 1, mask, pairs_at, b, 4);
 }
 
-/* y [tokens, heads, 2 * half] of x with the given strides; cos and sin fp32 [tokens, half]. */
+/* y [tokens, heads, 2 * half] of x, both with the given strides; cos and sin fp32 [tokens, half]. */
 API void expertmesh_rope(const void *x, long token_stride, long head_stride, const float *cos, const float *sin,
-                         long angle_stride, void *y, long tokens, long heads, long half, int interleaved, int is_bf16,
-                         int threads) {
+                         long angle_stride, void *y, long y_token_stride, long y_head_stride, long tokens, long heads,
+                         long half, int interleaved, int is_bf16, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * half > PARALLEL_ELEMENTS)
     for (long t = 0; t < tokens; t++)
         for (long h = 0; h < heads; h++)
             for (long i = 0; i < half; i += LANES) {
                 const __mmask16 mask = lanes_left(half - i);
-                const long from = t * token_stride + h * head_stride, to = (t * heads + h) * 2 * half;
+                const long from = t * token_stride + h * head_stride, to = t * y_token_stride + h * y_head_stride;
                 const __m512 c = load(cos, t * angle_stride + i, mask, 0), s = load(sin, t * angle_stride + i, mask, 0);
                 __m512 a, b;
                 if (interleaved) {
