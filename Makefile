@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BASE   := $(VENV)/.installed-base
 DEV    := $(VENV)/.installed-dev
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 # tests/cluster starts real Ray clusters: alone, after the rest, so that its timings mean something.
 CLUSTER_TESTS := $(wildcard tests/cluster/test_*.py tests/cluster/*/test_*.py)
