@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 SMOOTHING = 0.3
+RISE, FALL = 0.7, 0.1
+"""Smoothing of a prefill token's cost when it has risen and when it has fallen. It grows with the context:
+the next chunk is better planned with the end of the last prompt than with its beginning."""
+HEADROOM = 0.8
+"""Part of what decodes leave of the budget that a chunk is planned to fill; an aim at the whole of it would
+be missed by every second step."""
 FIRST_CHUNK_TOKENS = 128
 
 
@@ -32,7 +38,11 @@ class StepBudget:
             return
         cost_ms = max(step_ms - self._decode_ms, 0.0) / prefill_tokens
         known = self._prefill_ms_per_token
-        self._prefill_ms_per_token = cost_ms if known is None else known + SMOOTHING * (cost_ms - known)
+        if known is None:
+            self._prefill_ms_per_token = cost_ms
+        else:
+            smoothing = RISE if cost_ms > known else FALL
+            self._prefill_ms_per_token = known + smoothing * (cost_ms - known)
 
     def chunk_tokens(self, *, any_decoding: bool, routers_prefilling: int) -> int | None:
         """Most prefill tokens of this router's next step; None for no bound."""
@@ -40,5 +50,5 @@ class StepBudget:
             return None
         if not self._prefill_ms_per_token:
             return max(self._min_chunk_tokens, FIRST_CHUNK_TOKENS)
-        left_ms = max(self._budget_ms - self._decode_ms, 0.0) / max(routers_prefilling, 1)
+        left_ms = HEADROOM * max(self._budget_ms - self._decode_ms, 0.0) / max(routers_prefilling, 1)
         return max(self._min_chunk_tokens, int(left_ms / self._prefill_ms_per_token))

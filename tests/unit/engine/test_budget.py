@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expertmesh.engine.budget import FIRST_CHUNK_TOKENS, StepBudget
+from expertmesh.engine.budget import FIRST_CHUNK_TOKENS, HEADROOM, StepBudget
 
 
 def chunk(budget: StepBudget, *, decoding: bool = True, routers: int = 1) -> int | None:
@@ -20,10 +20,23 @@ def test_a_first_guess_before_anything_is_known() -> None:
 def test_chunks_follow_the_measured_cost() -> None:
     budget = StepBudget(100, 8)
     budget.observe(step_ms=200, prefill_tokens=100)
-    assert chunk(budget) == 50
+    assert chunk(budget) == 50 * HEADROOM
     for _ in range(50):
         budget.observe(step_ms=400, prefill_tokens=100)
-    assert chunk(budget) in (25, 26)
+    assert chunk(budget) in (25 * HEADROOM, 25 * HEADROOM + 1)
+
+
+def test_a_risen_cost_counts_at_once_and_a_fallen_one_slowly() -> None:
+    budget = StepBudget(100, 1)
+    budget.observe(step_ms=100, prefill_tokens=100)
+    budget.observe(step_ms=300, prefill_tokens=100)
+    after_rise = chunk(budget)
+    assert after_rise is not None
+    assert after_rise < 45 * HEADROOM
+    budget.observe(step_ms=100, prefill_tokens=100)
+    after_fall = chunk(budget)
+    assert after_fall is not None
+    assert after_rise < after_fall < 50 * HEADROOM
 
 
 def test_decodes_take_their_part_of_the_budget() -> None:
@@ -31,13 +44,13 @@ def test_decodes_take_their_part_of_the_budget() -> None:
     for _ in range(100):
         budget.observe(step_ms=50, prefill_tokens=0)
     budget.observe(step_ms=150, prefill_tokens=100)
-    assert chunk(budget) in (49, 50)
+    assert chunk(budget) in (50 * HEADROOM - 1, 50 * HEADROOM)
 
 
 def test_routers_that_prefill_share_the_budget() -> None:
     budget = StepBudget(100, 8)
     budget.observe(step_ms=100, prefill_tokens=100)
-    assert chunk(budget, routers=2) == 50
+    assert chunk(budget, routers=2) == 50 * HEADROOM
 
 
 def test_a_prompt_always_advances() -> None:
