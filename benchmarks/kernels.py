@@ -2,8 +2,8 @@
 
     python benchmarks/kernels.py [--dtype fp32] [--threads 2]
 
-Every weight is a different one in each of eight turns, as in eight layers, so that nothing comes
-from the nearest caches. The least of several rounds counts: other load only makes rounds longer.
+A lap is eight calls, each with weights of its own as in eight layers, so that nothing comes from the
+nearest caches. The shortest lap counts: other load only makes laps longer.
 Writes benchmarks/results/kernels-<dtype>.json and prints a table.
 """
 
@@ -49,7 +49,7 @@ MODES = {
     "torch": ComputeMode(native=False),
     "torch, tiles": ComputeMode(tile_rows=16, native=False),
 }
-ROUNDS, ROUND_S = 7, 0.05
+MEASURE_S = 0.4
 
 T = TypeVar("T")
 
@@ -81,16 +81,14 @@ class Timing:
 
 
 def least_us(run: Callable[[], object]) -> float:
-    """Microseconds of one call, in the best of several rounds."""
-    run()
-    best = float("inf")
-    for _ in range(ROUNDS):
-        n_calls, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < ROUND_S:
+    """Microseconds of one call, in the shortest lap."""
+    best_s = float("inf")
+    end = time.perf_counter() + MEASURE_S
+    while (start := time.perf_counter()) < end:
+        for _ in range(LAYERS):
             run()
-            n_calls += 1
-        best = min(best, elapsed / n_calls)
-    return best * 1e6
+        best_s = min(best_s, (time.perf_counter() - start) / LAYERS)
+    return best_s * 1e6
 
 
 def in_turns(things: Sequence[T], call: Callable[[T], object]) -> Callable[[], object]:
