@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serve_cluster import ServeCluster
+from serve_cluster import Deployment, ServeCluster
 
 from expertmesh.configs.load import load_config
 from expertmesh.configs.schema import DeploymentConfig
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parents[1] / "configs" / "demo.yaml"
-RUNNING = pytest.StashKey[ServeCluster]()
+
+
+class _Running:
+    """The cluster and the deployments that several modules use."""
+
+    def __init__(self) -> None:
+        self.cluster = ServeCluster()
+        self._undeploy = contextlib.ExitStack()
+        self._deployments: dict[str, Deployment] = {}
+
+    def deployment(self, config: DeploymentConfig) -> Deployment:
+        known = self._deployments.get(config.name)
+        if known is None:
+            [known] = self._undeploy.enter_context(self.cluster.deploy(config))
+            self._deployments[config.name] = known
+        assert known.config == config, f"two deployments are named {config.name!r}"
+        known.until_complete()
+        return known
+
+    def stop(self) -> None:
+        with contextlib.closing(self.cluster):
+            self._undeploy.close()
+
+
+RUNNING = pytest.StashKey[_Running]()
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> ServeCluster:
-    """A cluster that is started for the first module that asks, and ends with the folder's last test.
+def _running(request: pytest.FixtureRequest) -> _Running:
+    """Started for the first module that asks, and ended with the folder's last test.
 
-    Not a session fixture: Ray's own processes are never quite idle, and would load the tests behind.
+    Not for the session: Ray's own processes are never quite idle, and would load the tests behind.
     """
     folder = next(node for node in request.node.iter_parents() if node.path == FOLDER)
     if RUNNING not in folder.stash:
-        folder.stash[RUNNING] = ServeCluster()
-        folder.addfinalizer(lambda: folder.stash[RUNNING].stop())
+        folder.stash[RUNNING] = _Running()
+        folder.addfinalizer(folder.stash[RUNNING].stop)
     return folder.stash[RUNNING]
+
+
+@pytest.fixture(scope="module")
+def cluster(_running: _Running) -> ServeCluster:
+    """The cluster that all modules share."""
+    return _running.cluster
+
+
+@pytest.fixture(scope="module")
+def fast_2x2(_running: _Running, demo_config: Callable[..., DeploymentConfig]) -> Deployment:
+    """The demo checkpoint in fp32 on 2 routers and 2 expert hosts, as fast as it goes."""
+    return _running.deployment(
+        demo_config(
+            "name=fast-2x2", "router.replicas=2", "model.dtype=fp32", "scheduler.step_budget_ms=300"
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def deterministic_1x2(_running: _Running, demo_config: Callable[..., DeploymentConfig]) -> Deployment:
+    """The demo checkpoint in deterministic mode, with a cache too small for all that may run at once."""
+    return _running.deployment(
+        demo_config("name=deterministic-1x2", "engine.deterministic=true", "engine.kv_cache_tokens=4096")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +86,3 @@ def demo_config() -> Callable[..., DeploymentConfig]:
         return load_config(DEMO, ["router.threads=1", "experts.threads=1", *changes])
 
     return load
-
-
-@pytest.fixture(scope="session")
-def draw_prompt() -> Callable[[int, int, int], tuple[int, ...]]:
-    """`draw_prompt(length, vocab_size, seed)`: random token ids."""
-
-    def draw(length: int, vocab_size: int, seed: int) -> tuple[int, ...]:
-        numbers = random.Random(seed)
-        return tuple(numbers.randrange(2, vocab_size) for _ in range(length))
-
-    return draw

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from serve_cluster import Answer, Call, Deployment, ServeCluster
+from serve_cluster import Answer, Call, Deployment, ServeCluster, random_prompt
 from tiny_checkpoints import KINDS, VOCAB, Kind, load_reference, reference_logits
 from torch import Tensor
 
@@ -61,10 +61,8 @@ def served(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logprobs_and_greedy_tokens_are_those_of_transformers(
-    layout: str, served: Served, draw_prompt: Callable[[int, int, int], tuple[int, ...]]
-) -> None:
-    prompts = [draw_prompt(length, VOCAB, length) for length in PROMPT_LENGTHS]
+def test_logprobs_and_greedy_tokens_are_those_of_transformers(layout: str, served: Served) -> None:
+    prompts = [random_prompt(length, VOCAB, length) for length in PROMPT_LENGTHS]
 
     async def all_at_once() -> list[Answer]:
         async with served.deployments[layout].clients() as clients:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -199,7 +199,7 @@ class ServeCluster:
         self._http_url = f"http://127.0.0.1:{http_port}"
         self._grpc_address = f"127.0.0.1:{grpc_port}"
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Ends every process of the cluster."""
         serve.shutdown()
         ray.shutdown()
@@ -231,13 +231,10 @@ class ServeCluster:
                 stop_coordinator(name)
 
 
-def run_all(calls: Sequence[Any]) -> list[Any]:
-    """Gathers coroutines in an event loop of their own; the first error ends all."""
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*calls)
-
-    return asyncio.run(gather())
+def random_prompt(length: int, vocab_size: int, seed: int) -> tuple[int, ...]:
+    """Token ids without the first two, which stand for the borders of texts."""
+    numbers = random.Random(seed)
+    return tuple(numbers.randrange(2, vocab_size) for _ in range(length))
 
 
 def free_ports(n: int) -> list[int]:
