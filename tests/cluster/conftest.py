@@ -41,6 +41,11 @@ class _Running:
 RUNNING = pytest.StashKey[_Running]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with a cluster of their own run first: a process is in one cluster at a time."""
+    items.sort(key=lambda item: "_running" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="module")
 def _running(request: pytest.FixtureRequest) -> _Running:
     """Started for the first module that asks, and ended with the folder's last test.

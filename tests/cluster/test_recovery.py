@@ -1,4 +1,4 @@
-"""An expert host dies under load: its streams go on, token for token, and it is replaced."""
+"""A member dies under load: the streams go on, token for token, and it is replaced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 
+import pytest
 from serve_cluster import Answer, Call, Deployment, random_prompt
 
 N_STREAMS = 12
@@ -38,9 +39,10 @@ async def generate(deployment: Deployment, flowing: asyncio.Event | None = None)
         )
 
 
-def test_a_killed_expert_host_costs_no_stream_a_token(deterministic_1x2: Deployment) -> None:
-    before = deterministic_1x2.topology()
-    victim = before.experts[1]
+@pytest.mark.parametrize("role", ["experts", "routers"])
+def test_a_killed_member_costs_no_stream_a_token(role: str, deterministic_1x2: Deployment) -> None:
+    before = deterministic_1x2.until_complete()
+    victim = getattr(before, role)[-1]
 
     async def kill_under_load() -> list[Answer]:
         flowing = asyncio.Event()
@@ -52,8 +54,10 @@ def test_a_killed_expert_host_costs_no_stream_a_token(deterministic_1x2: Deploym
 
     disturbed = asyncio.run(kill_under_load())
     after = deterministic_1x2.until_complete(above=before.generation)
-    assert victim.incarnation not in {member.incarnation for member in after.experts}
-    assert before.experts[0].incarnation in {member.incarnation for member in after.experts}
+    members = {member.incarnation for member in (*after.routers, *after.experts)}
+    survivors = {member.incarnation for member in (*before.routers, *before.experts)} - {victim.incarnation}
+    assert survivors < members
+    assert victim.incarnation not in members
     undisturbed = asyncio.run(generate(deterministic_1x2))
     assert [answer.token_ids for answer in disturbed] == [answer.token_ids for answer in undisturbed]
     assert {len(answer.token_ids) for answer in disturbed} == {MAX_TOKENS}
