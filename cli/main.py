@@ -190,17 +190,19 @@ def demo(
 
 
 def _serve(config: DeploymentConfig, console: Console, demo: bool = False, once: bool = False) -> None:
-    from expertmesh.cli.ports import with_free_ports
+    from expertmesh.cli.ports import check_free, with_free_ports
     from expertmesh.configs.environment import Environment
     from expertmesh.models.checkpoint import check_checkpoint
 
     spec = check_checkpoint(config.model.path)
     config = with_free_ports(config)
+    address = None if demo else Environment.read().ray_address
+    if address is None:
+        check_free(config)
     # Late: this brings Ray and torch.
     from expertmesh.cli.demo import show_generation
     from expertmesh.cli.serving import Foreground
 
-    address = None if demo else Environment.read().ray_address
     when_ready = show_generation(console) if demo else None
     raise typer.Exit(Foreground(config, spec, address, console, when_ready, once).run())
 

@@ -1,9 +1,10 @@
-"""Free ports for a deployment that leaves the choice."""
+"""Ports of this machine: free ones for a deployment that leaves the choice, and a check of chosen ones."""
 
 from __future__ import annotations
 
 import socket
 
+from expertmesh.cli.errors import CliError
 from expertmesh.configs.schema import DeploymentConfig
 
 
@@ -19,6 +20,25 @@ def with_free_ports(config: DeploymentConfig) -> DeploymentConfig:
             "grpc": config.grpc.model_copy(update={"port": grpc_port}),
         }
     )
+
+
+def check_free(config: DeploymentConfig) -> None:
+    """Sees that nothing on this machine listens on the deployment's ports.
+
+    Raises:
+        CliError: names the port and the option that chooses another.
+    """
+    for option, host, port in (
+        ("--http-port", config.http.host, config.http.port),
+        ("--grpc-port", "", config.grpc.port),
+    ):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                problem = f"port {port} cannot be used ({error.strerror})"
+                raise CliError(f"{problem}; choose another with {option}") from error
 
 
 def _free_port(holder: socket.socket) -> int:

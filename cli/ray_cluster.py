@@ -99,18 +99,12 @@ class RayCluster:
         """Starts Serve with the deployment's ports, or uses the instance that runs with just these.
 
         Raises:
-            CliError: Serve runs there otherwise, or a port is taken.
+            CliError: Serve runs there otherwise.
         """
         client = _get_global_client(raise_if_no_controller_running=False)
         if client is not None:
             self._check_serve(client._controller, config, servicer_functions)
             return
-        if self.owned:
-            for option, host, port in (
-                ("--http-port", config.http.host, config.http.port),
-                ("--grpc-port", "", config.grpc.port),
-            ):
-                _check_free(option, host, port)
         with _serve_errors("Serve did not start"):
             serve.start(
                 http_options={"host": config.http.host, "port": config.http.port},
@@ -214,17 +208,6 @@ def _check_reachable(address: str) -> None:
             f"nothing answers there ({error.strerror or error}); "
             f"without {RAY_ADDRESS_VARIABLE} a local one is started"
         ) from error
-
-
-def _check_free(option: str, host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise CliError(
-                f"port {port} cannot be used ({error.strerror}); choose another with {option}"
-            ) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from expertmesh.configs.schema import DeploymentConfig, Section
+from expertmesh.configs.schema import CONFLICT, DeploymentConfig, Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,15 @@ def _validate(
 
 
 def _explain(details: ErrorDetails, source: str, sources: Mapping[str, str]) -> Problem:
-    keys = [str(part) for part in details["loc"]]
+    conflict = details["type"] == CONFLICT
+    keys = details["ctx"]["key"].split(".") if conflict else [str(part) for part in details["loc"]]
     dotted = ".".join(keys)
     by_override = (text for key, text in sources.items() if key == dotted or key.startswith(f"{dotted}."))
     source = next(by_override, source)
     if details["type"] == "extra_forbidden":
         return Problem(source, dotted, f"unknown key; the nearest valid one is `{_nearest(keys)}`")
+    if conflict:
+        return Problem(source, dotted, details["msg"])
     if details["type"] == "missing":
         return Problem(source, dotted, "is missing")
     if details["type"] == "model_type":

@@ -9,10 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Dtype = Literal["auto", "fp32", "bf16"]
 DeviceKind = Literal["cpu", "cuda"]
+
+CONFLICT = "conflict"
+"""The type of a validation error between two settings; its context names the `key`."""
 
 
 class Section(BaseModel):
@@ -197,6 +201,35 @@ class DeploymentConfig(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig = GrpcConfig()
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> DeploymentConfig:
+        transport, scheduler, failure = self.exchange.transport, self.scheduler, self.failure
+        for wrong, key, problem in (
+            (
+                transport == "nccl" and self.device != "cuda",
+                "exchange.transport",
+                "nccl needs device: cuda",
+            ),
+            (
+                transport == "local" and self.device != "cpu",
+                "exchange.transport",
+                "local needs device: cpu",
+            ),
+            (
+                scheduler.min_chunk_tokens > scheduler.max_step_tokens,
+                "scheduler.min_chunk_tokens",
+                f"is above scheduler.max_step_tokens, {scheduler.max_step_tokens}",
+            ),
+            (
+                failure.heartbeat_s >= failure.deadline_s,
+                "failure.heartbeat_s",
+                f"must be below failure.deadline_s, {failure.deadline_s}",
+            ),
+        ):
+            if wrong:
+                raise PydanticCustomError(CONFLICT, "{problem}", {"key": key, "problem": problem})
+        return self
 
     @property
     def served_name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_a_bad_checkpoint_is_named_before_anything_starts(run, tmp_path):
     assert (code, out) == (2, "")
     assert err.startswith(f"expertmesh: {tmp_path / 'nothing'}: ")
     assert err.count("\n") == 1
+
+
+def test_a_taken_port_is_named_before_anything_starts(run, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        message = f"port {port} cannot be used (Address already in use); choose another with --grpc-port"
+        ended = run("serve", str(DEMO), "--grpc-port", str(port), "--http-port", "0")
+    assert ended == (1, "", f"expertmesh: {message}\n")
 
 
 def test_a_dead_address_is_one_line_and_code_1(run):

@@ -97,6 +97,22 @@ def test_a_wrong_override_names_the_override_and_not_the_file(write):
     assert "`router.replicas`" in refusal(path, "router.replica=2")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["exchange.transport=nccl"], "exchange.transport: nccl needs device: cuda"),
+        (["device=cuda", "exchange.transport=local"], "exchange.transport: local needs device: cpu"),
+        (
+            ["scheduler.max_step_tokens=8"],
+            "scheduler.min_chunk_tokens: is above scheduler.max_step_tokens, 8",
+        ),
+        (["failure.deadline_s=1"], "failure.heartbeat_s: must be below failure.deadline_s, 1.0"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(write, overrides, message):
+    assert refusal(write("model: {path: w}"), *overrides).endswith(f": {message}")
+
+
 @pytest.mark.parametrize("override", ["router.replicas", "=3", "router..replicas=2", ".=1"])
 def test_an_override_without_key_or_value_is_refused(write, override):
     assert "must look like dotted.key=value" in refusal(write("model: {path: w}"), override)
