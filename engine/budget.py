@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-SMOOTHING = 0.3
-RISE, FALL = 0.7, 0.1
-"""Smoothing of a prefill token's cost when it has risen and when it has fallen. It grows with the context:
-the next chunk is better planned with the end of the last prompt than with its beginning."""
-HEADROOM = 0.8
-"""Part of what decodes leave of the budget that a chunk is planned to fill; an aim at the whole of it would
-be missed by every second step."""
 FIRST_CHUNK_TOKENS = 128
+HEADROOM = 0.8
+"""Part of the budget that a step is planned to take: a prompt's later tokens cost more than its earlier
+ones, and an aim at the whole budget would be missed by every second step."""
+MOST_CHANGE = 2.0
+"""Factor by which one step may change the bound; a single hiccup, or a lucky step, does not decide."""
+FULL = 0.9
+"""A chunk that fills this part of the bound tells that more might fit; a shorter one tells nothing."""
 
 
 class StepBudget:
-    """Learns what prefill tokens cost and bounds a step's chunk by `step_budget_ms`.
+    """Bounds the prefill tokens of a step, and corrects the bound by the time that steps take.
 
     All ranks step together, so one router's long prompt would stall the others: the bound holds
-    while any router decodes, and is shared by the routers that prefill.
+    while any router decodes, and is shared by the routers that prefill. It follows the whole step,
+    decodes and waits included, so that it needs no model of what a token costs.
 
     Args:
-        step_budget_ms: the aim for the length of a step.
+        step_budget_ms: the longest that a step should take.
         min_chunk_tokens: smallest chunk, so that a prompt always advances.
     """
 
     def __init__(self, step_budget_ms: float, min_chunk_tokens: int) -> None:
-        self._budget_ms = step_budget_ms
+        self._aim_ms = HEADROOM * step_budget_ms
         self._min_chunk_tokens = min_chunk_tokens
-        self._decode_ms = 0.0
-        self._prefill_ms_per_token: float | None = None
+        self._bound_tokens = float(max(FIRST_CHUNK_TOKENS, min_chunk_tokens))
 
     def observe(self, step_ms: float, prefill_tokens: int) -> None:
         """Learns from a finished step; `prefill_tokens` counts those of all routers."""
         if prefill_tokens == 0:
-            self._decode_ms += SMOOTHING * (step_ms - self._decode_ms)
             return
-        if prefill_tokens < self._min_chunk_tokens:
-            return
-        cost_ms = max(step_ms - self._decode_ms, 0.0) / prefill_tokens
-        known = self._prefill_ms_per_token
-        if known is None:
-            self._prefill_ms_per_token = cost_ms
-        else:
-            smoothing = RISE if cost_ms > known else FALL
-            self._prefill_ms_per_token = known + smoothing * (cost_ms - known)
+        bound = self._bound_tokens
+        fitting = prefill_tokens * self._aim_ms / max(step_ms, 1e-3)
+        if step_ms > self._aim_ms:
+            bound = max(fitting, bound / MOST_CHANGE)
+        elif prefill_tokens >= FULL * bound:
+            bound = min(fitting, MOST_CHANGE * prefill_tokens)
+        self._bound_tokens = max(bound, float(self._min_chunk_tokens))
 
     def chunk_tokens(self, *, any_decoding: bool, routers_prefilling: int) -> int | None:
         """Most prefill tokens of this router's next step; None for no bound."""
         if not any_decoding:
             return None
-        if not self._prefill_ms_per_token:
-            return max(self._min_chunk_tokens, FIRST_CHUNK_TOKENS)
-        left_ms = HEADROOM * max(self._budget_ms - self._decode_ms, 0.0) / max(routers_prefilling, 1)
-        return max(self._min_chunk_tokens, int(left_ms / self._prefill_ms_per_token))
+        return max(self._min_chunk_tokens, int(self._bound_tokens / max(routers_prefilling, 1)))
