@@ -67,10 +67,17 @@ def cluster(_running: _Running) -> ServeCluster:
 
 @pytest.fixture(scope="module")
 def fast_2x2(_running: _Running, demo_config: Callable[..., DeploymentConfig]) -> Deployment:
-    """The demo checkpoint in fp32 on 2 routers and 2 expert hosts, as fast as it goes."""
+    """The demo checkpoint in fp32 on 2 routers and 2 expert hosts, as fast as it goes.
+
+    Its context is longer than what it was trained for, so that a prompt can take several step budgets.
+    """
     return _running.deployment(
         demo_config(
-            "name=fast-2x2", "router.replicas=2", "model.dtype=fp32", "scheduler.step_budget_ms=300"
+            "name=fast-2x2",
+            "router.replicas=2",
+            "model.dtype=fp32",
+            "model.max_context_tokens=8192",
+            "scheduler.step_budget_ms=1000",
         )
     )
 

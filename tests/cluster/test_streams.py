@@ -68,8 +68,9 @@ def test_cancelled_streams_leave_the_others_and_the_cache_alone(deterministic_1x
             await asyncio.wait({streams}, timeout=0.5)
         return await streams, most_used
 
+    n_blocks = deterministic_1x2.topology().routers[0].cache_blocks
     disturbed, most_used = asyncio.run(with_cancellations())
-    assert most_used > 0
+    assert most_used > n_blocks / 2, "the cache was in use, and too small for all at once"
     assert_free(deterministic_1x2)
     undisturbed = asyncio.run(all_at_once(whole))
     assert_free(deterministic_1x2)
@@ -93,5 +94,5 @@ def assert_free(deployment: Deployment) -> None:
         assert all(router.cache_blocks > 0 for router in topology.routers)
         return not any(router.cache_blocks_used for router in topology.routers)
 
+    deployment.until_quiet()
     deployment.until(free, "every block is free")
-    assert deployment.outstanding_requests() == 0

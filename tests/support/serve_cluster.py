@@ -143,11 +143,14 @@ class Deployment:
                 pb.GetTopologyRequest(), timeout=10, metadata=self.metadata
             )
 
-    def outstanding_requests(self) -> int:
-        """Requests that are open at the gateways, as they told the coordinator."""
+    def until_quiet(self) -> None:
+        """Waits until no request is open at any gateway, as the coordinator is told."""
         with grpc.insecure_channel(coordinator_address(self.config.name)) as channel:
             coordinator = internal_rpc.CoordinatorStub(channel)
-            return coordinator.GetState(internal.GetStateRequest(), timeout=10).outstanding_requests
+            deadline_s = time.monotonic() + SETTLE_S
+            while n := coordinator.GetState(internal.GetStateRequest(), timeout=10).outstanding_requests:
+                assert time.monotonic() < deadline_s, f"{n} requests are still open"
+                time.sleep(POLL_S)
 
     def until(
         self, condition: Callable[[pb.Topology], bool], what: str, timeout_s: float = SETTLE_S
