@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from serve_cluster import Answer, Call, Deployment
+from serve_clients import Answer, Call
+from serve_cluster import Deployment
 from tokenizers import Tokenizer
 
 WINDOW = 512

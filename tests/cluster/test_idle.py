@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from serve_cluster import Answer, Call, Deployment, cpu_s, pid_of
+from serve_clients import Answer, Call
+from serve_cluster import Deployment, cpu_s, pid_of
 
 from expertmesh.actors.coordinator import NAMESPACE, actor_name
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from serve_cluster import Answer, Call, Deployment, ServeCluster, random_prompt
+from serve_clients import Answer, Call, random_prompt
+from serve_cluster import Deployment, ServeCluster
 from tiny_checkpoints import KINDS, VOCAB, Kind, load_reference, reference_logits
 from torch import Tensor
 

@@ -7,7 +7,8 @@ import os
 import signal
 
 import pytest
-from serve_cluster import Answer, Call, Deployment, random_prompt
+from serve_clients import Answer, Call, random_prompt
+from serve_cluster import Deployment
 
 N_STREAMS = 12
 MAX_TOKENS = 120

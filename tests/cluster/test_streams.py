@@ -6,7 +6,8 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-from serve_cluster import Answer, Call, Clients, Deployment, random_prompt
+from serve_clients import Answer, Call, Clients, random_prompt
+from serve_cluster import Deployment
 
 from expertmesh.proto.v1 import inference_pb2 as pb
 

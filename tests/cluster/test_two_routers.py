@@ -7,7 +7,8 @@ import itertools
 import statistics
 import time
 
-from serve_cluster import Answer, Call, Deployment, random_prompt
+from serve_clients import Answer, Call, random_prompt
+from serve_cluster import Deployment
 
 N_ATTEMPTS = 3
 N_PREFILLS = 2
