@@ -11,7 +11,7 @@ from expertmesh.actors.experts import ExpertHost
 from expertmesh.actors.gateway.deployment import gateway_class
 from expertmesh.actors.router import Router
 from expertmesh.configs.load import config_from_dict
-from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.configs.schema import DeploymentConfig, ExpertsConfig, RouterConfig
 
 GATEWAY, ROUTER, EXPERTS = "gateway", "router", "experts"
 
@@ -42,9 +42,9 @@ def build_app(config: DeploymentConfig) -> Application:
     scales the three together.
     """
     config_json = config.model_dump_json()
-    children = [_router(config).bind(config_json)]
+    children = [_compute(ROUTER, config.router, Router).bind(config_json)]
     if not config.fused:
-        children.append(_experts(config).bind(config_json))
+        children.append(_compute(EXPERTS, config.experts, ExpertHost).bind(config_json))
     application: Application = _gateway(config).bind(config_json, *children)
     return application
 
@@ -68,27 +68,15 @@ def _gateway(config: DeploymentConfig) -> serve.Deployment:
     )(gateway_class())
 
 
-def _router(config: DeploymentConfig) -> serve.Deployment:
+def _compute(name: str, settings: RouterConfig | ExpertsConfig, replica_class: type) -> serve.Deployment:
+    """A deployment whose replicas compute on a device of their own."""
     return serve.deployment(
-        name=ROUTER,
-        num_replicas=config.router.replicas,
+        name=name,
+        num_replicas=settings.replicas,
         graceful_shutdown_timeout_s=STOP_S,
         ray_actor_options={
-            "num_cpus": config.router.cpus,
-            "num_gpus": config.router.gpus,
+            "num_cpus": settings.cpus,
+            "num_gpus": settings.gpus,
             "runtime_env": {"env_vars": COMPUTE_ENV},
         },
-    )(Router)
-
-
-def _experts(config: DeploymentConfig) -> serve.Deployment:
-    return serve.deployment(
-        name=EXPERTS,
-        num_replicas=config.experts.replicas,
-        graceful_shutdown_timeout_s=STOP_S,
-        ray_actor_options={
-            "num_cpus": config.experts.cpus,
-            "num_gpus": config.experts.gpus,
-            "runtime_env": {"env_vars": COMPUTE_ENV},
-        },
-    )(ExpertHost)
+    )(replica_class)

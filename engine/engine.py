@@ -7,18 +7,16 @@ batch runs again on the next generation. Nothing changes before the commit.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from expertmesh.engine.batch import StepBatch, StepResult
-from expertmesh.engine.errors import EngineStoppedError, GenerationLostError
+from expertmesh.engine.errors import EngineStoppedError
 from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.request import Request, RequestKey, RouterLoad, SequenceNews
 from expertmesh.engine.scheduler import DuplicateRequestError, Scheduler
+from expertmesh.engine.step_thread import StepThread
 
 if TYPE_CHECKING:
     from expertmesh.engine.budget import StepBudget
@@ -60,8 +58,9 @@ class RouterEngine:
         self._batch: StepBatch | None = None
         self._last: StepAgreement | None = None
         self._tokens = 0
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = StepThread(
+            "engine", follower, has_work=self._has_work, step=self.step, on_failure=self._fail_all
+        )
 
     # ------------------------------------------------------------ any thread
 
@@ -71,9 +70,7 @@ class RouterEngine:
 
     def stop(self, timeout_s: float) -> None:
         """Ends the engine thread after the step in progress."""
-        self._follower.stop()
-        self._thread.join(timeout_s)
-        self._follower.close(timeout_s)
+        self._thread.stop(timeout_s)
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -81,7 +78,7 @@ class RouterEngine:
         Raises:
             EngineStoppedError: the engine has failed or stopped.
         """
-        if self._failure is not None or self._follower.stopping:
+        if self._thread.ended:
             raise EngineStoppedError("this router's engine has stopped")
         self._inbox.append(request)
         self._follower.notify()
@@ -93,8 +90,7 @@ class RouterEngine:
 
     def check(self) -> None:
         """Raises what ended the engine thread, if it has ended."""
-        if self._failure is not None:
-            raise EngineStoppedError(f"the engine thread died: {self._failure!r}")
+        self._thread.check()
 
     @property
     def tokens(self) -> int:
@@ -108,25 +104,6 @@ class RouterEngine:
         return used, used + self._scheduler.n_free_blocks
 
     # ------------------------------------------------------------ the engine thread
-
-    @torch.inference_mode()
-    def _run(self) -> None:
-        try:
-            while (link := self._follower.wait_for_generation()) is not None:
-                try:
-                    self._serve(link)
-                except GenerationLostError as lost:
-                    logger.warning("%s", lost)
-                    self._follower.lost(lost)
-        except BaseException as error:
-            logger.exception("the engine thread died")
-            self._failure = error
-            self._fail_all(error)
-
-    def _serve(self, link: StepLink) -> None:
-        while self._follower.wait_until_awake(self._has_work):
-            while self.step(link):
-                pass
 
     def step(self, link: StepLink) -> bool:
         """Schedule, agree, compute, commit. False when all ranks park."""

@@ -49,13 +49,11 @@ class ShardedExchange:
         self._layout = layout
         self._rows = rows
         self._form: DispatchForm = "capacity"
-        self._tokens: tuple[int, ...] = ()
         tables = [layout.physical(layer, n_experts) for layer in range(n_moe_layers)]
         self._physical_LE = torch.tensor(tables, dtype=torch.int64, device=communicator.device)
 
     def begin(self, agreement: StepAgreement) -> None:
-        """Takes the step's row counts from the headers."""
-        self._tokens = agreement.tokens
+        """Takes the step's form from the headers."""
         self._form = choose_form(
             agreement.tokens, self._layout.n_hosts, self._rows.top_k, self._rows.row_bytes
         )
