@@ -27,10 +27,9 @@ IDLE_ENV = {
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
 }
 COMPUTE_ENV = IDLE_ENV | {
-    # An OpenMP thread without work spins for a fraction of a millisecond, as long as from one kernel to the
-    # next, and then sleeps: routers and hosts of a node take turns on its cores. Without any spinning a
-    # decode step takes half as long again; the default of several milliseconds takes the hosts' cores.
-    "GOMP_SPINCOUNT": "20000",
+    # The compiled kernels have threads of their own. torch's would spin for milliseconds after each of its
+    # rare parallel operations, on cores that they and the other replicas of the node need.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

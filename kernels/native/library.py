@@ -1,7 +1,7 @@
 """Compiles the C kernels once a machine and user, and loads them.
 
-The library is plain C behind ctypes: nothing of torch's or Python's ABI is in it. It uses the OpenMP
-threads that torch has started. Machines without gcc or AVX-512 with bf16 do without it.
+The library is plain C behind ctypes: nothing of torch's or Python's ABI is in it. It has
+threads of its own (src/parallel.h). Machines without gcc or AVX-512 with bf16 do without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CPU_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "
 _INTRINSICS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "fma", "amx-tile", "amx-bf16")
 _FLAGS = (
     *("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=off"),
-    *("-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden"),
+    *("-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     *(f"-m{name}" for name in _INTRINSICS),
 )
 _COMPILE_TIMEOUT_S = 120.0

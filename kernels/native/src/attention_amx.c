@@ -4,6 +4,7 @@
    sums across lanes. A column's result depends on nothing but its query and the keys that it sees: the
    keys behind those have weight zero, and further columns are further rows of the same tiles. */
 #include "attention.h"
+#include "parallel.h"
 
 #include "amx.h"
 
@@ -291,8 +292,33 @@ static char *take(char **memory, long n_bytes) {
     return taken;
 }
 
-void attention_amx(const Attention *a, const Sequences *sequences, int threads) {
+typedef struct {
+    const Attention *a;
+    const Task *tasks;
+} AttentionJob;
+
+static void attention_parts(void *job, Parts *parts) {
+    const AttentionJob j = *(const AttentionJob *)job;
+    const Attention *a = j.a;
     const long width = (a->width + 31) / 32 * 32, chunks = (a->value_dim + CHUNK - 1) / CHUNK;
+    Scratch s;
+    const long key_bytes = a->tile_keys * width * 2, out_bytes = chunks * 2 * MAX_COLUMNS * GROUP * 4;
+    char *memory = thread_scratch(MAX_COLUMNS * width * 2 + key_bytes + out_bytes +
+                                  a->tile_keys * (MAX_COLUMNS * 6 + PAIR_BYTES + sizeof(void *)) + 8 * 64);
+    s.q = take(&memory, MAX_COLUMNS * width * 2);
+    s.keys = take(&memory, key_bytes);
+    s.scores = (float *)take(&memory, a->tile_keys * MAX_COLUMNS * 4);
+    s.weights = take(&memory, a->tile_keys * MAX_COLUMNS * 2);
+    s.values = take(&memory, a->tile_keys * PAIR_BYTES);
+    s.out = (float *)take(&memory, out_bytes);
+    s.key = (const bf16 **)take(&memory, a->tile_keys * sizeof(void *));
+    /* The ends of padded rows stay zero. */
+    if (width != a->width) memset(s.keys, 0, key_bytes);
+    for (long task; next_part(parts, &task);) attend(&j.tasks[task], &s);
+    _tile_release();
+}
+
+void attention_amx(const Attention *a, const Sequences *sequences, int threads) {
     long heads = a->heads < MAX_COLUMNS ? a->heads : MAX_COLUMNS;
     /* One short chunk: fewer heads a task, so that every thread has one. */
     if (sequences->n_tokens * a->heads <= MAX_COLUMNS && sequences->n_sequences < threads)
@@ -313,24 +339,7 @@ void attention_amx(const Attention *a, const Sequences *sequences, int threads) 
                                        a->heads - head < heads ? a->heads - head : heads, sequences->context_lens[s],
                                        query};
             }
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch s;
-        const long key_bytes = a->tile_keys * width * 2, out_bytes = chunks * 2 * MAX_COLUMNS * GROUP * 4;
-        char *memory = thread_scratch(MAX_COLUMNS * width * 2 + key_bytes + out_bytes +
-                                      a->tile_keys * (MAX_COLUMNS * 6 + PAIR_BYTES + sizeof(void *)) + 8 * 64);
-        s.q = take(&memory, MAX_COLUMNS * width * 2);
-        s.keys = take(&memory, key_bytes);
-        s.scores = (float *)take(&memory, a->tile_keys * MAX_COLUMNS * 4);
-        s.weights = take(&memory, a->tile_keys * MAX_COLUMNS * 2);
-        s.values = take(&memory, a->tile_keys * PAIR_BYTES);
-        s.out = (float *)take(&memory, out_bytes);
-        s.key = (const bf16 **)take(&memory, a->tile_keys * sizeof(void *));
-        /* The ends of padded rows stay zero. */
-        if (width != a->width) memset(s.keys, 0, key_bytes);
-#pragma omp for schedule(dynamic, 1)
-        for (long task = 0; task < n_tasks; task++) attend(&tasks[task], &s);
-        _tile_release();
-    }
+    AttentionJob job = {a, tasks};
+    in_parallel(threads, n_tasks, attention_parts, &job);
     free(tasks);
 }

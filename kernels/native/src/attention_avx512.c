@@ -3,6 +3,7 @@
    Keys come in tiles whose borders are multiples of `tile_keys`, each head with an online softmax in
    fp32; only keys that the query sees are touched. A head's result depends on nothing else. */
 #include "attention.h"
+#include "parallel.h"
 
 #include <math.h>
 
@@ -201,9 +202,44 @@ INLINE void attend(const Attention *a, const int is_bf16, const long *table, con
         }
 }
 
+typedef struct {
+    const Attention *a;
+    const Sequences *sequences;
+    const long *sequence_of, *visible; /* of each token */
+    long group, groups;                /* heads of a part, parts of a token */
+} AttentionJob;
+
+static void attention_parts(void *job, Parts *parts) {
+    const AttentionJob j = *(const AttentionJob *)job;
+    const Attention *a = j.a;
+    const long stride = (a->tile_keys + LANES - 1) / LANES * LANES;
+    const long out_stride = (a->value_dim + CHUNK - 1) / CHUNK * CHUNK;
+    Scratch scratch;
+    scratch.scores = malloc(GROUP_HEADS * stride * sizeof(float));
+    scratch.out = malloc(GROUP_HEADS * out_stride * sizeof(float));
+    scratch.weights = malloc(GROUP_HEADS * stride * sizeof(uint16_t));
+    scratch.key = malloc(a->tile_keys * sizeof(char *));
+    for (long part; next_part(parts, &part);) {
+        /* The last tokens of a chunk see most: they go first. */
+        const long t = j.sequences->n_tokens - 1 - part / j.groups, h = part % j.groups * j.group;
+        const int some = (int)(a->heads - h < j.group ? a->heads - h : j.group);
+        const long *table = j.sequences->tables + j.sequence_of[t] * j.sequences->table_stride;
+        const char *rows = element(a->q, t * a->q_token_stride + h * a->q_head_stride, a->is_bf16);
+        char *out = element(a->y, (t * a->heads + h) * a->value_dim, a->is_bf16);
+        if (a->is_bf16)
+            attend(a, 1, table, rows, some, j.visible[t], scratch, out);
+        else
+            attend(a, 0, table, rows, some, j.visible[t], scratch, out);
+    }
+    free(scratch.scores);
+    free(scratch.out);
+    free(scratch.weights);
+    free(scratch.key);
+}
+
 void attention_avx512(const Attention *a, const Sequences *sequences, int threads) {
     const long tokens = sequences->n_tokens;
-    long *sequence_of = malloc((tokens + 1) * sizeof(long)), *visible = malloc((tokens + 1) * sizeof(long));
+    long *sequence_of = malloc(2 * (tokens + 1) * sizeof(long)), *visible = sequence_of + tokens + 1;
     for (long s = 0, t = 0; s < sequences->n_sequences; s++)
         for (long i = 0; i < sequences->query_lens[s]; i++, t++) {
             sequence_of[t] = s;
@@ -211,36 +247,9 @@ void attention_avx512(const Attention *a, const Sequences *sequences, int thread
         }
     /* Few queries: smaller groups, so that every thread has one. */
     const long group = tokens < threads && a->heads > BLOCK_HEADS ? BLOCK_HEADS : GROUP_HEADS;
-    const long groups = (a->heads + group - 1) / group;
-    const long stride = (a->tile_keys + LANES - 1) / LANES * LANES;
-    const long out_stride = (a->value_dim + CHUNK - 1) / CHUNK * CHUNK;
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch scratch;
-        scratch.scores = malloc(GROUP_HEADS * stride * sizeof(float));
-        scratch.out = malloc(GROUP_HEADS * out_stride * sizeof(float));
-        scratch.weights = malloc(GROUP_HEADS * stride * sizeof(uint16_t));
-        scratch.key = malloc(a->tile_keys * sizeof(char *));
-#pragma omp for schedule(dynamic, 1)
-        for (long task = 0; task < tokens * groups; task++) {
-            /* The last tokens of a chunk see most: they go first. */
-            const long t = tokens - 1 - task / groups, h = task % groups * group;
-            const int some = (int)(a->heads - h < group ? a->heads - h : group);
-            const long *table = sequences->tables + sequence_of[t] * sequences->table_stride;
-            const char *rows = element(a->q, t * a->q_token_stride + h * a->q_head_stride, a->is_bf16);
-            char *out = element(a->y, (t * a->heads + h) * a->value_dim, a->is_bf16);
-            if (a->is_bf16)
-                attend(a, 1, table, rows, some, visible[t], scratch, out);
-            else
-                attend(a, 0, table, rows, some, visible[t], scratch, out);
-        }
-        free(scratch.scores);
-        free(scratch.out);
-        free(scratch.weights);
-        free(scratch.key);
-    }
+    AttentionJob job = {a, sequences, sequence_of, visible, group, (a->heads + group - 1) / group};
+    in_parallel(threads, tokens * job.groups, attention_parts, &job);
     free(sequence_of);
-    free(visible);
 }
 
 /* Queries q, sequence after sequence: query i of sequence s sees the first context_lens[s] + i + 1 entries

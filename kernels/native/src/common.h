@@ -1,4 +1,4 @@
-/* What every kernel shares: bf16 loads and stores, exp, threads.
+/* What every kernel shares: bf16 loads and stores, exp.
 
    Element types: `is_bf16` is a constant wherever these are inlined. Rows are row-major; strides
    count elements. Every kernel computes a row from that row alone, in one fixed order of
@@ -69,12 +69,6 @@ INLINE __m512 sigmoid512(__m512 x) {
 /* silu(gate) * up */
 INLINE __m512 swiglu512(__m512 gate, __m512 up) {
     return _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid512(gate)), up);
-}
-
-/* The part of 0 .. n - 1 that thread `thread` of `threads` computes. */
-INLINE void share(long n, int thread, int threads, long *first, long *end) {
-    *first = n * thread / threads;
-    *end = n * (thread + 1) / threads;
 }
 
 #endif

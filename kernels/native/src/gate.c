@@ -1,5 +1,6 @@
 /* The choice of experts: scores, groups, the best k; of equals the lowest index. */
 #include "common.h"
+#include "parallel.h"
 
 #include <math.h>
 
@@ -50,45 +51,59 @@ static void scores_of(const float *logits, long n, int sigmoid, float *scores) {
     }
 }
 
+typedef struct {
+    const float *logits;
+    long stride;
+    const float *bias;
+    long experts;
+    int sigmoid, selection;
+    long top_k, n_groups, top_k_groups;
+    int renormalise;
+    float scale;
+    float *weights;
+    int64_t *ids;
+} Gate;
+
+static void gate(const void *job, long first, long end) {
+    const Gate g = *(const Gate *)job;
+    const long size = g.experts / g.n_groups;
+    float *scores = malloc((2 * g.experts + g.n_groups) * sizeof(float));
+    float *choice = scores + g.experts, *merit = choice + g.experts;
+    uint8_t *taken = malloc(g.experts), *kept = malloc(g.n_groups);
+    for (long t = first; t < end; t++) {
+        scores_of(g.logits + t * g.stride, g.experts, g.sigmoid, scores);
+        for (long e = 0; e < g.experts; e++) choice[e] = g.bias ? scores[e] + g.bias[e] : scores[e];
+        memset(taken, 0, g.experts);
+        if (g.selection != SELECT_GREEDY && g.top_k_groups < g.n_groups) {
+            for (long n = 0; n < g.n_groups; n++) merit[n] = group_merit(choice + n * size, size, g.selection);
+            memset(kept, 0, g.n_groups);
+            for (long i = 0; i < g.top_k_groups; i++) kept[best_of(merit, kept, g.n_groups)] = 1;
+            for (long n = 0; n < g.n_groups; n++)
+                if (!kept[n]) memset(taken + n * size, 1, size);
+        }
+        float sum = 0;
+        for (long i = 0; i < g.top_k; i++) {
+            const long e = best_of(choice, taken, g.experts);
+            taken[e] = 1;
+            g.ids[t * g.top_k + i] = e;
+            g.weights[t * g.top_k + i] = scores[e];
+            sum += scores[e];
+        }
+        for (long i = 0; i < g.top_k; i++) {
+            const float weight = g.weights[t * g.top_k + i];
+            g.weights[t * g.top_k + i] = (g.renormalise ? weight / (sum + 1e-20f) : weight) * g.scale;
+        }
+    }
+    free(scores);
+    free(taken);
+    free(kept);
+}
+
 /* weights fp32 and ids int64 [tokens, top_k] of logits fp32 [tokens, experts]. */
 API void expertmesh_gate(const float *logits, long stride, const float *bias, long tokens, long experts, int sigmoid,
                          int selection, long top_k, long n_groups, long top_k_groups, int renormalise, float scale,
                          float *weights, int64_t *ids, int threads) {
-    const long size = experts / n_groups;
-#pragma omp parallel num_threads(threads) if (tokens * experts > 1 << 13)
-    {
-        float *scores = malloc(experts * sizeof(float)), *choice = malloc(experts * sizeof(float));
-        float *merit = malloc(n_groups * sizeof(float));
-        uint8_t *taken = malloc(experts), *kept = malloc(n_groups);
-#pragma omp for schedule(static)
-        for (long t = 0; t < tokens; t++) {
-            scores_of(logits + t * stride, experts, sigmoid, scores);
-            for (long e = 0; e < experts; e++) choice[e] = bias ? scores[e] + bias[e] : scores[e];
-            memset(taken, 0, experts);
-            if (selection != SELECT_GREEDY && top_k_groups < n_groups) {
-                for (long g = 0; g < n_groups; g++) merit[g] = group_merit(choice + g * size, size, selection);
-                memset(kept, 0, n_groups);
-                for (long i = 0; i < top_k_groups; i++) kept[best_of(merit, kept, n_groups)] = 1;
-                for (long g = 0; g < n_groups; g++)
-                    if (!kept[g]) memset(taken + g * size, 1, size);
-            }
-            float sum = 0;
-            for (long i = 0; i < top_k; i++) {
-                const long e = best_of(choice, taken, experts);
-                taken[e] = 1;
-                ids[t * top_k + i] = e;
-                weights[t * top_k + i] = scores[e];
-                sum += scores[e];
-            }
-            for (long i = 0; i < top_k; i++) {
-                const float weight = weights[t * top_k + i];
-                weights[t * top_k + i] = (renormalise ? weight / (sum + 1e-20f) : weight) * scale;
-            }
-        }
-        free(scores);
-        free(choice);
-        free(merit);
-        free(taken);
-        free(kept);
-    }
+    const Gate job = {logits, stride,   bias,         experts,     sigmoid, selection, top_k,
+                      n_groups, top_k_groups, renormalise, scale,   weights,   ids};
+    rows_in_parallel(threads, tokens, experts * (long)sizeof(float), gate, &job);
 }

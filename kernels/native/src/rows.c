@@ -1,8 +1,6 @@
 /* Rows moved by index, grouped by key, and summed with weights. */
 #include "common.h"
-
-/* Bytes worth another thread. */
-enum { PARALLEL_BYTES = 1 << 18 };
+#include "parallel.h"
 
 static int in_range(const int64_t *index, long n, long limit) {
     for (long i = 0; i < n; i++)
@@ -10,12 +8,33 @@ static int in_range(const int64_t *index, long n, long limit) {
     return 1;
 }
 
+typedef struct {
+    const char *x;
+    long x_stride_bytes;
+    const int64_t *index;
+    long row_bytes;
+    char *y;
+    long y_stride_bytes;
+} Move;
+
+static void gather(const void *job, long first, long end) {
+    const Move m = *(const Move *)job;
+    for (long i = first; i < end; i++)
+        memcpy(m.y + i * m.y_stride_bytes, m.x + m.index[i] * m.x_stride_bytes, m.row_bytes);
+}
+
+static void scatter(const void *job, long first, long end) {
+    const Move m = *(const Move *)job;
+    for (long i = first; i < end; i++)
+        memcpy(m.y + m.index[i] * m.y_stride_bytes, m.x + i * m.x_stride_bytes, m.row_bytes);
+}
+
 /* y[i] = x[index[i]]; gives 0 and does nothing when an index is not below `x_rows`. */
 API int expertmesh_gather_rows(const char *x, long x_stride_bytes, long x_rows, const int64_t *index, long rows,
                                long row_bytes, char *y, long y_stride_bytes, int threads) {
     if (!in_range(index, rows, x_rows)) return 0;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * row_bytes > PARALLEL_BYTES)
-    for (long i = 0; i < rows; i++) memcpy(y + i * y_stride_bytes, x + index[i] * x_stride_bytes, row_bytes);
+    const Move move = {x, x_stride_bytes, index, row_bytes, y, y_stride_bytes};
+    rows_in_parallel(threads, rows, row_bytes, gather, &move);
     return 1;
 }
 
@@ -23,8 +42,8 @@ API int expertmesh_gather_rows(const char *x, long x_stride_bytes, long x_rows, 
 API int expertmesh_scatter_rows(const char *x, long x_stride_bytes, const int64_t *index, long rows, long row_bytes,
                                 char *y, long y_stride_bytes, long y_rows, int threads) {
     if (!in_range(index, rows, y_rows)) return 0;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * row_bytes > PARALLEL_BYTES)
-    for (long i = 0; i < rows; i++) memcpy(y + index[i] * y_stride_bytes, x + i * x_stride_bytes, row_bytes);
+    const Move move = {x, x_stride_bytes, index, row_bytes, y, y_stride_bytes};
+    rows_in_parallel(threads, rows, row_bytes, scatter, &move);
     return 1;
 }
 
@@ -41,17 +60,30 @@ API int expertmesh_group_rows(const int64_t *keys, long rows, long groups, int64
     return 1;
 }
 
+typedef struct {
+    const void *x;
+    long top_k, width;
+    const float *weights;
+    float *y;
+    int is_bf16;
+} WeightedSum;
+
+static void weighted_sum(const void *job, long first, long end) {
+    const WeightedSum s = *(const WeightedSum *)job;
+    for (long t = first; t < end; t++)
+        for (long i = 0; i < s.width; i += LANES) {
+            const __mmask16 mask = lanes_left(s.width - i);
+            __m512 sum = _mm512_setzero_ps();
+            for (long k = 0; k < s.top_k; k++)
+                sum = _mm512_fmadd_ps(load(s.x, (t * s.top_k + k) * s.width + i, mask, s.is_bf16),
+                                      _mm512_set1_ps(s.weights[t * s.top_k + k]), sum);
+            store(s.y, t * s.width + i, mask, sum, 0);
+        }
+}
+
 /* y fp32 [tokens, width] = the sum over k, in order, of weights[token][k] times x[token][k][width]. */
 API void expertmesh_weighted_sum(const void *x, long tokens, long top_k, long width, const float *weights, float *y,
                                  int is_bf16, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * top_k * width > PARALLEL_BYTES)
-    for (long t = 0; t < tokens; t++)
-        for (long i = 0; i < width; i += LANES) {
-            const __mmask16 mask = lanes_left(width - i);
-            __m512 sum = _mm512_setzero_ps();
-            for (long k = 0; k < top_k; k++)
-                sum = _mm512_fmadd_ps(load(x, (t * top_k + k) * width + i, mask, is_bf16),
-                                      _mm512_set1_ps(weights[t * top_k + k]), sum);
-            store(y, t * width + i, mask, sum, 0);
-        }
+    const WeightedSum sum = {x, top_k, width, weights, y, is_bf16};
+    rows_in_parallel(threads, tokens, top_k * width * (is_bf16 ? 2 : 4), weighted_sum, &sum);
 }
