@@ -11,7 +11,7 @@ import ray
 
 from expertmesh.cluster.coordinator import Coordinator, rules_of
 from expertmesh.cluster.member import FindCoordinator
-from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.cluster.placement.contiguous import ContiguousPlacer
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.models.checkpoint import check_checkpoint
 
@@ -36,7 +36,7 @@ class CoordinatorActor:
 
     def __init__(self, config_json: str, n_moe_layers: int, n_experts: int, linger_s: float) -> None:
         config = DeploymentConfig.model_validate_json(config_json)
-        place = partial(contiguous_placement, n_moe_layers, n_experts)
+        place = ContiguousPlacer(n_moe_layers, n_experts)
         self._coordinator = Coordinator(rules_of(config), place)
         self._linger_s = linger_s
         self._starting: asyncio.Task[str] | None = None

@@ -15,6 +15,7 @@ from expertmesh.actors.coordinator import coordinator_finder
 from expertmesh.actors.replica import (
     GenerationEvents,
     ReplicaRuntime,
+    hand_over,
     rank_layout,
     row_format,
     weights_dtype,
@@ -58,7 +59,8 @@ class ExpertHost:
         n_moe_layers = len(self._checkpoint.spec.moe_layers)
         self._loop = ExpertLoop(follower=self._follower, n_moe_layers=n_moe_layers, timer=self._timer)
         self._loop.start()
-        await self._member.start(GenerationEvents(self._follower, self._prepare, lambda: os._exit(1)))
+        self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
+        await self._member.start(self._events)
         self._reporting = asyncio.create_task(report_load(self._member, self._load))
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> HostLink:
@@ -105,6 +107,7 @@ class ExpertHost:
         self._loop.check()
 
     async def __del__(self) -> None:
+        await hand_over(self._member, self._events)
         self._reporting.cancel()
         await self._member.close()
         await asyncio.to_thread(self._loop.stop, STOP_TIMEOUT_S)

@@ -5,6 +5,7 @@ Shape suffixes: none; this module moves no tensors.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import ray
 import torch
 
+from expertmesh.cluster.member import MemberClient
 from expertmesh.cluster.membership import LEFT_AS_ASKED
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
@@ -27,6 +29,9 @@ from expertmesh.kernels.mode import ComputeMode
 from expertmesh.models.spec import ModelSpec, MoeSpec
 
 logger = logging.getLogger(__name__)
+
+HAND_OVER_S = 50.0
+"""Less than Serve grants a replica to leave (`actors.app.STOP_S`), with time to end the threads."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -128,6 +133,19 @@ def member_names(generation: Generation) -> list[str]:
     ]
 
 
+async def hand_over(member: MemberClient, events: GenerationEvents[LinkT]) -> None:
+    """Leaves the deployment in peace: what this member holds moves to others first.
+
+    Serve ends the process anyway when its patience runs out; then the others recover from its loss.
+    """
+    member.leave()
+    try:
+        async with asyncio.timeout(HAND_OVER_S):
+            await events.excluded.wait()
+    except TimeoutError:
+        logger.warning("this replica was not let go within %g s: it leaves all the same", HAND_OVER_S)
+
+
 class GenerationEvents(Generic[LinkT]):
     """The coordinator's messages, handed to the follower of the engine thread.
 
@@ -140,14 +158,20 @@ class GenerationEvents(Generic[LinkT]):
         self._follower = follower
         self._prepare = prepare
         self._exit_process = exit_process
+        self.excluded = asyncio.Event()
+        """The coordinator has let this member go; set on the event loop."""
 
     def on_prepare(self, generation: Generation) -> None:
         """Prepares in the background."""
         self._follower.on_prepare(generation.number, lambda abandoned: self._prepare(generation, abandoned))
 
-    def on_live(self, number: int) -> None:
-        """The generation is live, parked."""
-        self._follower.on_live(number)
+    def on_live(self, number: int, epoch: int) -> None:
+        """The generation is live."""
+        self._follower.on_live(number, epoch)
+
+    def on_switch(self, number: int, successor: int) -> None:
+        """The generation is to be left for its successor."""
+        self._follower.on_switch(number, successor)
 
     def on_abandon(self, number: int, reason: str) -> None:
         """Leaves the generation."""
@@ -159,6 +183,7 @@ class GenerationEvents(Generic[LinkT]):
 
     def on_excluded(self, reason: str) -> None:
         """This process is out for good: another may already stand in its place."""
+        self.excluded.set()
         if reason != LEFT_AS_ASKED:
             logger.error("excluded by the coordinator: %s", reason)
             self._exit_process()

@@ -11,7 +11,7 @@ import grpc.aio
 from ray import serve
 
 from expertmesh.actors.coordinator import coordinator_finder
-from expertmesh.actors.replica import GenerationEvents, ReplicaRuntime
+from expertmesh.actors.replica import GenerationEvents, ReplicaRuntime, hand_over
 from expertmesh.actors.reporting import LoadingProgress, report_load
 from expertmesh.actors.router_model import RouterModel
 from expertmesh.actors.router_stream import RouterStreamServicer
@@ -62,7 +62,8 @@ class Router:
             config.failure.heartbeat_s,
         )
         self._follower: GenerationFollower[StepLink] = GenerationFollower(self._member)
-        await self._member.start(GenerationEvents(self._follower, self._prepare, lambda: os._exit(1)))
+        self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
+        await self._member.start(self._events)
         self._reporting = asyncio.create_task(report_load(self._member, self._load))
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> StepLink:
@@ -99,6 +100,7 @@ class Router:
             self._engine.check()
 
     async def __del__(self) -> None:
+        await hand_over(self._member, self._events)
         self._reporting.cancel()
         await self._member.close()
         self._follower.stop()

@@ -9,16 +9,28 @@ from expertmesh.cluster.types import Generation
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Load what is missing and build the process group, then answer prepared."""
+    """Load what is missing and build the process group, then answer prepared. A live generation goes on."""
 
     generation: Generation
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Every member has prepared: the generation is live, parked at epoch 0."""
+    """Every member has prepared: the generation is live for this member, which runs no other."""
 
     number: int
+    epoch: int = 0
+    """0: parked. 1: entered at once, by those who are new in a planned change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Every member of the successor has prepared. Leave the live generation for it after the first step
+    whose headers all say so; answer abandoned once the successor has made a step. A member that is not part
+    of the successor just leaves."""
+
+    number: int
+    successor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +61,7 @@ class PublishTopology:
     """To gateways: the state, its reason or the generation has changed, or the gateway is new."""
 
 
-Message = Prepare | Live | Abandon | Wake | Exclude | PublishTopology
+Message = Prepare | Live | Switch | Abandon | Wake | Exclude | PublishTopology
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,13 @@ from expertmesh.cluster.actions import (
     Prepare,
     PublishTopology,
     Send,
+    Switch,
     Wake,
 )
 from expertmesh.cluster.load import LoadTable
-from expertmesh.cluster.membership import Membership, MembershipRules, Place
+from expertmesh.cluster.membership import Membership, MembershipRules
+from expertmesh.cluster.placement.interface import Placer
+from expertmesh.cluster.topology import topology_update
 from expertmesh.cluster.types import MemberInfo, Role
 from expertmesh.cluster.wire import WireError, generation_to_proto, load_from_proto, member_from_proto
 from expertmesh.configs.schema import DeploymentConfig
@@ -55,6 +58,8 @@ def rules_of(config: DeploymentConfig) -> MembershipRules:
         report_s=config.failure.report_s,
         prepare_s=config.failure.prepare_s,
         announce_s=config.failure.announce_s,
+        gather_s=config.change.gather_s,
+        change_retry_s=config.change.retry_s,
     )
 
 
@@ -88,7 +93,7 @@ class _Session:
 class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.CoordinatorServicer):
     """Serves internal.v1.Membership and internal.v1.Coordinator around a `Membership` machine."""
 
-    def __init__(self, rules: MembershipRules, place: Place) -> None:
+    def __init__(self, rules: MembershipRules, place: Placer) -> None:
         self._machine = Membership(rules, place)
         self._loads = LoadTable()
         self._sessions: dict[str, _Session] = {}
@@ -167,6 +172,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         """Gateways stop admitting."""
         if not self._draining:
             self._draining = True
+            self._apply(self._machine.drain(self._now_s()))
             for session in self._sessions.values():
                 if session.member.role is Role.GATEWAY:
                     self._send_drain(session)
@@ -182,7 +188,11 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         self._sessions[member.incarnation] = session
         self._occupied.set()
         self._vacant.clear()
-        self._apply(self._machine.joined(member, hello.generation, hello.seen_generation, self._now_s()))
+        self._apply(
+            self._machine.joined(
+                member, hello.generation, hello.seen_generation, self._now_s(), hello.next_generation
+            )
+        )
         if self._draining and member.role is Role.GATEWAY:
             self._send_drain(session)
 
@@ -242,8 +252,11 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         match message:
             case Prepare(generation):
                 return pb.CoordinatorMessage(prepare=pb.Prepare(generation=generation_to_proto(generation)))
-            case Live(number):
-                return pb.CoordinatorMessage(live=pb.Live(generation=number))
+            case Live(number, epoch):
+                return pb.CoordinatorMessage(live=pb.Live(generation=number, epoch=epoch))
+            case Switch(number, successor):
+                switch = pb.Switch(from_generation=number, to_generation=successor)
+                return pb.CoordinatorMessage(switch=switch)
             case Abandon(number, reason):
                 return pb.CoordinatorMessage(abandon=pb.Abandon(generation=number, reason=reason))
             case Wake(number, epoch):
@@ -258,23 +271,13 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         session.send(pb.CoordinatorMessage(topology=self._topology()))
 
     def _topology(self) -> pb.TopologyUpdate:
-        view = self._machine.view()
-        update = pb.TopologyUpdate(
-            state=view.state.public,
-            reason=view.reason,
+        return topology_update(
+            self._machine.view(),
+            self._loads,
             draining=self._draining,
-            outstanding_requests=self._loads.outstanding_requests,
+            targets=None,
+            now_s=self._now_s(),
         )
-        update.loaded_bytes, update.total_bytes = self._loads.loading
-        if view.generation:
-            update.generation.CopyFrom(generation_to_proto(view.generation))
-            for load in self._loads.members(view.generation):
-                update.tokens.append(load.tokens)
-                update.decode_profiles.add(steps=load.decode_steps, part_ms=load.decode_part_ms)
-                update.cache_blocks.append(load.cache_blocks)
-                update.cache_blocks_used.append(load.cache_blocks_used)
-            update.expert_rows.extend(self._loads.expert_rows(view.generation))
-        return update
 
     # ------------------------------------------------------------------ time
 

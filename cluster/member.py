@@ -55,8 +55,12 @@ class MemberEvents(Protocol):
         """Load what is missing and build the process group in the background; then call `prepared`
         (or `prepare_failed`)."""
 
-    def on_live(self, number: int) -> None:
-        """Every member has prepared: the generation is live, parked at epoch 0."""
+    def on_live(self, number: int, epoch: int) -> None:
+        """Every member has prepared: the generation is live, parked behind epoch 0, or 1 to be entered."""
+
+    def on_switch(self, number: int, successor: int) -> None:
+        """Leave the live generation for its successor after the first step whose headers all say so; then
+        call `switched`, and `abandoned` once the successor has made a step."""
 
     def on_abandon(self, number: int, reason: str) -> None:
         """Leave a generation, prepared or not; then call `abandoned`. Called once for a generation."""
@@ -150,6 +154,10 @@ class MemberClient:
         """This member has left a generation and freed what it had prepared for it."""
         self._call(self._on_abandoned, generation)
 
+    def switched(self, generation: int) -> None:
+        """This member has left a generation for its successor, and still holds what belongs to it."""
+        self._call(self._track.switched, generation)
+
     def accuse(self, generation: int, reason: str) -> None:
         """A collective failed here; the reason names whom it is laid on, if anybody."""
         self._post(pb.MemberMessage(accuse=pb.Accuse(generation=generation, reason=reason)))
@@ -224,7 +232,10 @@ class MemberClient:
         """Holds one stream until it ends; False when it did not come about."""
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             call = internal_pb2_grpc.MembershipStub(channel).Join()
-            hello = hello_to_proto(self._member, self._track.generation, self._track.seen_generation)
+            track = self._track
+            hello = hello_to_proto(
+                self._member, track.generation, track.seen_generation, track.next_generation
+            )
             joined = False
             writer: asyncio.Task[None] | None = None
             try:
@@ -282,8 +293,13 @@ class MemberClient:
                 if self._track.prepare(generation.number):
                     events.on_prepare(generation)
             case "live":
-                if self._track.go_live(message.live.generation):
-                    events.on_live(message.live.generation)
+                live = message.live
+                if self._track.go_live(live.generation, live.epoch):
+                    events.on_live(live.generation, live.epoch)
+            case "switch":
+                switch = message.switch
+                if self._track.switch(switch.from_generation, switch.to_generation):
+                    events.on_switch(switch.from_generation, switch.to_generation)
             case "abandon":
                 abandon = message.abandon
                 match self._track.abandon(abandon.generation):

@@ -4,18 +4,24 @@ Events go in as method calls with the time (`now_s`, any monotonic clock), actio
 record facts (who is present, who may still run what, what is broken); `_step` derives every transition
 from the facts, so that it does not matter in which order they came.
 
-    WAITING --enough members--> FORMING --all prepared--> RUNNING
-       ^                           |                         |
-       +---- all have left --- LEAVING <-- loss, join, leave, accusation, failure
+    WAITING --enough members--> FORMING --all prepared--> RUNNING <------ all have switched ------+
+       ^                           |                      |     \\                                 |
+       |                           |                      |      join, leave, rebalance           |
+       |                           |                      |        \\                              |
+       +---- all have left --- LEAVING <--- loss, failed collective --- PREPARING --all prepared--> SWITCHING
+                                                                   \\--failure, deadline--> RUNNING (rolled back)
+
+A planned change prepares the successor beside the live generation and is dropped without a trace until all
+have prepared. From then on there is no way back: the members switch by the agreement of their step headers,
+which no message can recall, and whatever breaks leads to a new formation of all.
 
 A member is *engaged* in a generation from the moment it is sent Prepare until it answers abandoned or is
-gone. Only a member that is not engaged is sent Prepare: that is why nobody is ever in two generations.
+gone. It is sent Prepare only while it is engaged in nothing but the live generation.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from expertmesh.cluster.actions import (
@@ -26,16 +32,16 @@ from expertmesh.cluster.actions import (
     Prepare,
     PublishTopology,
     Send,
+    Switch,
     Wake,
 )
-from expertmesh.cluster.placement import PlacementError
-from expertmesh.cluster.types import Generation, MemberInfo, Placement, Role
+from expertmesh.cluster.placement.interface import Placer
+from expertmesh.cluster.planning import Needs, Plan, formation, successor
+from expertmesh.cluster.roster import Member, Roster
+from expertmesh.cluster.types import Change, Generation, MemberInfo, Role
 
 LEFT_AS_ASKED = "left as asked"
 """Why a member is excluded that wanted to leave."""
-
-Place = Callable[[int], Placement]
-"""From the number of expert hosts to a placement; raises PlacementError."""
 
 
 class State(enum.Enum):
@@ -47,11 +53,22 @@ class State(enum.Enum):
     """Members were asked to leave a generation and have not all answered."""
     FORMING = "forming"
     RUNNING = "running"
+    PREPARING = "preparing"
+    """A generation is live, and its successor is being prepared beside it."""
+    SWITCHING = "switching"
+    """The members go over to the successor, each after the same step."""
 
     @property
     def public(self) -> str:
         """What clients are told: "waiting", "forming" or "running"."""
-        return "forming" if self is State.LEAVING else self.value
+        if self is State.LEAVING:
+            return "forming"
+        return "running" if self.serves else self.value
+
+    @property
+    def serves(self) -> bool:
+        """Whether a generation is live."""
+        return self in (State.RUNNING, State.PREPARING, State.SWITCHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +87,14 @@ class MembershipRules:
     announce_s: float
     """How long a restarted coordinator waits for the members that still run."""
     retry_s: float = 1.0
-    """Between a failed preparation and the next try, as long as nobody was lost."""
+    """Between a failed formation and the next try, as long as nobody was lost."""
     max_strikes: int = 3
-    """A member that fails to prepare this often in a row is out (Serve starts a fresh one)."""
+    """A member that fails to prepare this often in a row is out (Serve starts a fresh one), unless it is
+    live: then only the change is dropped."""
+    gather_s: float = 0.3
+    """Joins and leaves within this time make one change."""
+    change_retry_s: float = 5.0
+    """Between a change that was rolled back and the next try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,76 +108,98 @@ class View:
     """The live generation; while not running the last live one."""
     epoch: int
     """How often the live generation was woken."""
-
-
-@dataclass(slots=True)
-class _Member:
-    info: MemberInfo
-    heard_s: float
-    engaged: int = 0
-    """The generation that it may be in or preparing; 0 is none."""
-    abandon_by_s: float | None = None
-    """Set once it was asked to leave the generation that it is engaged in."""
-    leaving: bool = False
-    strikes: int = 0
+    last_change: Change | None = None
+    """The last change that has ended."""
+    change: Change | None = None
+    """The change that is under way."""
 
 
 class Membership:
     """The state machine. Every event method returns what is to be done, in order."""
 
-    def __init__(self, rules: MembershipRules, place: Place) -> None:
+    def __init__(self, rules: MembershipRules, place: Placer) -> None:
         self._rules = rules
         self._place = place
         self._state = State.WAITING
         self._reason = "nobody has joined yet"
-        self._members: dict[str, _Member] = {}
-        """In the order of joining, which is the order of ranks within a role."""
+        self._roster = Roster()
         self._excluded: dict[str, str] = {}
         self._number = 0
         """The highest generation number known."""
         self._current: Generation | None = None
-        """The generation that is forming or running."""
+        """The generation that is forming or live."""
+        self._next: Generation | None = None
+        """Its successor while that is prepared or switched to."""
         self._shown: Generation | None = None
         self._prepared: set[str] = set()
+        """Who has prepared the generation that is forming or prepared."""
+        self._epochs: dict[int, int] = {}
+        """How often the current generation and its successor were woken."""
         self._why = ""
         """Why the last generation was left; empty once the next one is live."""
         self._broken = ""
         """Why the current generation has to be left; empty while it need not."""
-        self._epoch = 0
+        self._next_broken = ""
+        """Why its successor has to be dropped."""
         self._settled_in = False
         """A generation was live once, here or before the coordinator's restart: from then on any router
         and any host make a generation."""
         self._has_formed = False
+        self._draining = False
+        self._rebalance = ""
+        """Why the experts are to be spread anew; empty when they are not."""
+        self._incomplete = False
+        """The live placement is a step on the way to another one."""
+        self._n_rollbacks = 0
+        """In a row."""
+        self._wanted_since_s: float | None = None
+        """Since when a change has been wanted."""
+        self._gather_until_s: float | None = None
+        """Others may still want to be part of it until then."""
+        self._ending = False
+        """Members of a draining deployment have begun to leave: no generation is formed any more."""
         self._not_before_s: float | None = None
-        """No formation before this: members are announcing themselves, or a failed try is to be spaced."""
-        self._prepare_by_s = 0.0
+        """No formation or change before this: members are announcing themselves, or a failed try is to be
+        spaced."""
+        self._due_s = 0.0
+        """By when the preparation or the switch must be done."""
         self._live_since_s = 0.0
+        self._planned: tuple[tuple[object, ...], Plan | str] | None = None
+        self._change: Change | None = None
+        self._last_change: Change | None = None
         self._outbox: list[Send] = []
-        self._published = ("", "", 0)
+        self._published: tuple[object, ...] = ()
 
     # ------------------------------------------------------------------ events
 
     def joined(
-        self, info: MemberInfo, generation: int, seen_generation: int, now_s: float
+        self,
+        info: MemberInfo,
+        generation: int,
+        seen_generation: int,
+        now_s: float,
+        next_generation: int = 0,
     ) -> tuple[Send, ...]:
-        """A member's Hello: `generation` is what it runs or prepares (0: none)."""
+        """A member's Hello: `generation` is what it runs or else prepares (0: none), `next_generation` what
+        it prepares beside that."""
         if info.incarnation in self._excluded:
             self._send(info.incarnation, Exclude(self._excluded[info.incarnation]))
             return self._settle(now_s)
-        if info.incarnation in self._members:
+        if self._roster.get(info.incarnation):
             self._remove(info.incarnation, "came back on a new stream")
-        self._number = max(self._number, generation, seen_generation)
-        member = _Member(info, heard_s=now_s, engaged=generation)
-        self._members[info.incarnation] = member
+        engaged = {number for number in (generation, next_generation) if number}
+        self._number = max(self._number, seen_generation, *engaged, 0)
+        member = Member(info, heard_s=now_s, engaged=engaged)
+        self._roster.add(member)
         if info.role is Role.GATEWAY:
             self._send(info.incarnation, PublishTopology())
         elif info.role is Role.EXPERTS and self._rules.n_experts == 0:
             self._exclude(info.incarnation, "this deployment is fused: it has no expert hosts")
-        elif max(generation, seen_generation) > 0 and not self._has_formed:
+        elif (engaged or seen_generation) and not self._has_formed:
             self._settled_in = True
             if self._not_before_s is None:
                 self._not_before_s = now_s + self._rules.announce_s
-        elif generation > 0:
+        else:
             self._tell_to_abandon(member, "its stream to the coordinator was broken", now_s)
         return self._settle(now_s)
 
@@ -166,112 +210,141 @@ class Membership:
 
     def leaving(self, incarnation: str, now_s: float) -> tuple[Send, ...]:
         """The member wants to leave; it is excluded with LEFT_AS_ASKED as soon as nothing needs it."""
-        if member := self._members.get(incarnation):
+        if member := self._roster.get(incarnation):
             member.leaving = True
+        return self._settle(now_s)
+
+    def drain(self, now_s: float) -> tuple[Send, ...]:
+        """The deployment ends: who leaves from now on hands nothing over."""
+        self._draining = True
+        return self._settle(now_s)
+
+    def rebalance(self, reason: str, now_s: float) -> tuple[Send, ...]:
+        """Moves and copies experts until the load is even, as one or several changes."""
+        self._rebalance = self._rebalance or reason
         return self._settle(now_s)
 
     def heard(self, incarnation: str, now_s: float) -> None:
         """Any message has come from the member."""
-        if member := self._members.get(incarnation):
+        if member := self._roster.get(incarnation):
             member.heard_s = now_s
 
     def prepared(self, incarnation: str, number: int, now_s: float) -> tuple[Send, ...]:
         """The member has weights and process group of a generation ready."""
-        if self._takes_part(incarnation, number, State.FORMING):
+        if number == self._preparing and self._is_engaged(incarnation, number):
             self._prepared.add(incarnation)
         return self._settle(now_s)
 
     def prepare_failed(self, incarnation: str, number: int, reason: str, now_s: float) -> tuple[Send, ...]:
         """The member could not prepare a generation."""
-        if self._takes_part(incarnation, number, State.FORMING):
-            self._not_before_s = now_s + self._rules.retry_s
-            self._strike(incarnation, reason)
+        if number == self._preparing and self._is_engaged(incarnation, number):
+            self._strike(incarnation, reason, now_s)
         return self._settle(now_s)
 
     def abandoned(self, incarnation: str, number: int, now_s: float) -> tuple[Send, ...]:
         """The member is out of a generation and of everything that it prepared for it."""
-        member = self._members.get(incarnation)
-        if member and member.engaged == number and number > 0:
-            member.engaged = 0
-            member.abandon_by_s = None
-            if self._current and self._current.number == number:
-                self._break(f"{member.info.label} left generation {number} by itself")
+        member = self._roster.get(incarnation)
+        if member and number in member.engaged:
+            member.engaged.discard(number)
+            asked = member.abandon_by_s.pop(number, None) is not None
+            switched = self._state is State.SWITCHING and number == self._live_number
+            if not asked and not switched:
+                self._lose(number, f"{member.info.label} left generation {number} by itself")
         return self._settle(now_s)
 
     def accuse(self, incarnation: str, number: int, reason: str, now_s: float) -> tuple[Send, ...]:
         """A collective failed at this member. Asking all to leave is the check: who is silent is out."""
-        if self._takes_part(incarnation, number, State.RUNNING):
+        if self._steps(number) and self._is_engaged(incarnation, number):
             self._not_before_s = max(now_s, self._live_since_s + self._rules.retry_s)
-            self._break(f"{self._members[incarnation].info.label}: {reason}")
+            self._break(f"{self._roster[incarnation].info.label}: {reason}")
         return self._settle(now_s)
 
     def wake_request(self, incarnation: str, number: int, epoch: int, now_s: float) -> tuple[Send, ...]:
         """Work has come to a parked member; all are woken once for each epoch."""
-        if self._takes_part(incarnation, number, State.RUNNING) and epoch == self._epoch + 1:
-            assert self._current is not None
-            self._epoch = epoch
-            for info in self._current.members:
-                self._send(info.incarnation, Wake(number, epoch))
+        for generation in (self._current, self._next):
+            if generation and generation.number == number and self._steps(number):
+                if self._is_engaged(incarnation, number) and epoch == self._epochs[number] + 1:
+                    self._wake(generation)
         return self._settle(now_s)
 
     def tick(self, now_s: float) -> tuple[Send, ...]:
         """Time has passed; see `next_deadline_s`."""
         rules = self._rules
-        for incarnation, member in list(self._members.items()):
+        for member in self._roster:
+            late = [number for number, by_s in member.abandon_by_s.items() if by_s <= now_s]
             if member.heard_s + rules.deadline_s <= now_s:
-                self._exclude(incarnation, f"no heartbeat for {rules.deadline_s:g} s")
-            elif member.abandon_by_s is not None and member.abandon_by_s <= now_s:
-                why = f"did not leave generation {member.engaged} within {rules.report_s:g} s"
-                self._exclude(incarnation, why)
-        if self._state is State.FORMING and self._prepare_by_s <= now_s:
-            assert self._current is not None
-            late = [m.incarnation for m in self._current.members if m.incarnation not in self._prepared]
-            for incarnation in late:
-                self._strike(incarnation, f"not prepared within {rules.prepare_s:g} s")
+                self._exclude(member.info.incarnation, f"no heartbeat for {rules.deadline_s:g} s")
+            elif late:
+                why = f"did not leave generation {late[0]} within {rules.report_s:g} s"
+                self._exclude(member.info.incarnation, why)
+        if self._preparing and self._due_s <= now_s:
+            for member in self._roster.engaged_in(self._preparing):
+                if member.info.incarnation not in self._prepared:
+                    self._strike(
+                        member.info.incarnation, f"not prepared within {rules.prepare_s:g} s", now_s
+                    )
+        if self._state is State.SWITCHING and self._due_s <= now_s:
+            late_members = self._roster.engaged_in(self._live_number)
+            names = ", ".join(m.info.label for m in late_members)
+            self._break(f"{names} did not switch to generation {self._number} within {rules.prepare_s:g} s")
         if self._not_before_s is not None and self._not_before_s <= now_s:
             self._not_before_s = None
+        if self._gather_until_s is not None and self._gather_until_s <= now_s:
+            self._gather_until_s = None
         return self._settle(now_s)
 
     # ------------------------------------------------------------------ questions
 
     def next_deadline_s(self) -> float | None:
         """When `tick` has something to do at the earliest; None for never."""
-        due = [m.heard_s + self._rules.deadline_s for m in self._members.values()]
-        due += [m.abandon_by_s for m in self._members.values() if m.abandon_by_s is not None]
-        if self._state is State.FORMING:
-            due.append(self._prepare_by_s)
+        due = [m.heard_s + self._rules.deadline_s for m in self._roster]
+        due += [by_s for m in self._roster for by_s in m.abandon_by_s.values()]
+        if self._state in (State.FORMING, State.PREPARING, State.SWITCHING):
+            due.append(self._due_s)
         if self._not_before_s is not None:
             due.append(self._not_before_s)
+        if self._gather_until_s is not None:
+            due.append(self._gather_until_s)
         return min(due, default=None)
 
     def view(self) -> View:
         """The state as of the last event."""
-        return View(self._state, self._reason, self._shown, self._epoch)
+        epoch = self._epochs.get(self._shown.number, 0) if self._shown else 0
+        return View(self._state, self._reason, self._shown, epoch, self._last_change, self._change)
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether a rebalance is wanted or under way."""
+        return bool(self._rebalance)
 
     # ------------------------------------------------------------------ transitions
 
     def _settle(self, now_s: float) -> tuple[Send, ...]:
         while self._step(now_s):
             pass
-        now_public = (self._state.public, self._reason, self._shown.number if self._shown else 0)
+        now_public = (self._state.public, self._reason, self._shown and self._shown.number,
+                      self._change and self._change.generation, self._last_change)  # fmt: skip
         if now_public != self._published:
             self._published = now_public
-            for incarnation, member in self._members.items():
-                if member.info.role is Role.GATEWAY:
-                    self._send(incarnation, PublishTopology())
+            for member in self._roster.of_role(Role.GATEWAY):
+                self._send(member.info.incarnation, PublishTopology())
         actions, self._outbox = tuple(self._outbox), []
         return actions
 
     def _step(self, now_s: float) -> bool:
         """Makes one transition; False at rest."""
-        for incarnation, member in list(self._members.items()):
-            if member.leaving and member.engaged == 0:
-                self._exclude(incarnation, LEFT_AS_ASKED)
+        for member in self._roster:
+            # While others still switch, the generation that a leaver was part of must not lose its sockets.
+            switching_from = self._state is State.SWITCHING and self._live_has(member)
+            if member.leaving and not member.engaged and not switching_from:
+                self._exclude(member.info.incarnation, LEFT_AS_ASKED)
+        if self._broken:
+            return self._dissolve(self._broken, now_s)
         match self._state:
             case State.WAITING:
                 return self._step_waiting(now_s)
             case State.LEAVING:
-                if any(m.abandon_by_s is not None for m in self._members.values()):
+                if self._roster.awaited:
                     return False
                 self._state = State.WAITING
                 return True
@@ -279,129 +352,298 @@ class Membership:
                 return self._step_forming(now_s)
             case State.RUNNING:
                 return self._step_running(now_s)
+            case State.PREPARING:
+                return self._step_preparing(now_s)
+            case State.SWITCHING:
+                return self._step_switching(now_s)
 
     def _step_waiting(self, now_s: float) -> bool:
-        engaged = [m for m in self._members.values() if m.engaged]
-        if any(m.leaving and m.abandon_by_s is None for m in engaged):
+        if any(m.leaving and m.engaged and not m.abandon_by_s for m in self._roster):
             return self._dissolve("a member leaves", now_s)
-        eligible = self._eligible()
-        placement, missing = self._plan(eligible)
-        if placement is None:
-            self._reason = f"{missing}; {self._why}" if self._why else missing
+        plan = formation(self._roster, self._needs, self._place, self._shown)
+        if self._ending:
+            plan = "the deployment ends"
+        if isinstance(plan, str):
+            self._reason = f"{plan}; {self._why}" if self._why else plan
             return False
         if self._not_before_s is not None:
             return False
-        if engaged:
+        if self._roster.anyone_engaged:
             return self._dissolve(self._why or "the coordinator was restarted", now_s)
-        return self._form(eligible, placement, now_s)
+        kind = "recovery" if self._settled_in else "start"
+        self._begin_change(kind, self._why or "enough members are there", now_s)
+        self._current = self._prepare(plan, now_s)
+        self._has_formed = True
+        self._state = State.FORMING
+        self._reason = self._why
+        return True
 
     def _step_forming(self, now_s: float) -> bool:
         assert self._current is not None
-        if why := self._broken or self._departure():
+        if why := self._departure(self._current):
             return self._dissolve(why, now_s)
         if len(self._prepared) < len(self._current.members):
             return False
-        self._state = State.RUNNING
-        self._reason = self._why = ""
-        self._shown = self._current
-        self._epoch = 0
-        self._settled_in = True
-        self._live_since_s = now_s
+        self._epochs = {self._current.number: 0}
         for info in self._current.members:
-            self._members[info.incarnation].strikes = 0
             self._send(info.incarnation, Live(self._current.number))
-        return True
+        return self._go_live(self._current, now_s)
 
     def _step_running(self, now_s: float) -> bool:
         assert self._current is not None
-        if why := self._broken or self._departure():
-            return self._dissolve(why, now_s)
-        number = self._current.number
-        next_members = [m for m in self._eligible() if m.engaged in (0, number)]
-        n_joining = sum(1 for m in next_members if m.engaged == 0)
+        departure = self._departure(self._current)
+        if self._nobody_stays() or (self._draining and departure):
+            self._ending = self._draining
+            return self._dissolve(departure, now_s)
+        if self._roster.awaited:
+            return False  # somebody is still to leave a change that was dropped
+        newcomers = self._newcomers()
+        if not (departure or newcomers or self._rebalance or self._incomplete):
+            return self._rest("")
+        plan = self._successor(self._current)
+        if isinstance(plan, str):
+            return self._rest(plan)
+        if not plan.changes(self._current):
+            left_out = f"{newcomers} is left out: there is nothing for it to hold" if newcomers else ""
+            return self._rest(plan.note or left_out)
         self._reason = ""
-        if n_joining:
-            placement, missing = self._plan(next_members)
-            if placement is not None:
-                return self._dissolve(f"{n_joining} members join", now_s)
-            self._reason = f"{n_joining} members are left out: {missing}"
-        return False
+        if self._wanted_since_s is None:
+            self._wanted_since_s = now_s
+            if not self._incomplete:
+                self._gather_until_s = now_s + self._rules.gather_s
+        if self._gather_until_s is not None or self._not_before_s is not None:
+            return False
+        self._begin_change(*self._describe(plan), self._wanted_since_s)
+        self._next_broken = ""
+        self._next = self._prepare(plan, now_s)
+        self._incomplete = not plan.complete
+        self._state = State.PREPARING
+        return True
 
-    def _form(self, members: list[_Member], placement: Placement, now_s: float) -> bool:
+    def _successor(self, current: Generation) -> Plan | str:
+        """The plan for the next change; made anew only when what it depends on has changed."""
+        asked = (
+            current.number,
+            self._rebalance,
+            tuple((m.info.incarnation, m.leaving) for m in self._roster),
+        )
+        if self._planned is None or self._planned[0] != asked:
+            rebalance = bool(self._rebalance)
+            plan = successor(self._roster, self._needs, self._place, current, rebalance=rebalance)
+            self._planned = (asked, plan)
+        return self._planned[1]
+
+    def _step_preparing(self, now_s: float) -> bool:
+        assert self._current is not None and self._next is not None
+        ending = self._nobody_stays() or (self._draining and self._departure(self._current))
+        if self._next_broken or ending:
+            return self._roll_back(self._next_broken or "the deployment ends", now_s)
+        if len(self._prepared) < len(self._next.members):
+            return False
+        number = self._current.number
+        for info in self._current.members:
+            self._send(info.incarnation, Switch(number, self._next.number))
+        for info in self._next.members:
+            if not self._current.has(info.incarnation):
+                self._send(info.incarnation, Live(self._next.number, epoch=1))
+        self._epochs[self._next.number] = 1
+        self._wake(self._current)  # a parked generation would hear of the switch at its next work only
+        self._due_s = now_s + self._rules.prepare_s
+        self._state = State.SWITCHING
+        return True
+
+    def _step_switching(self, now_s: float) -> bool:
+        assert self._current is not None and self._next is not None
+        if self._roster.engaged_in(self._current.number):
+            return False
+        del self._epochs[self._current.number]
+        switched_to, self._next = self._next, None
+        return self._go_live(switched_to, now_s)
+
+    def _prepare(self, plan: Plan, now_s: float) -> Generation:
         self._number += 1
-        infos = tuple(m.info for m in members)
-        self._current = Generation(self._number, infos, placement, infos[0].store_address)
-        self._has_formed = True
+        generation = Generation(self._number, plan.members, plan.placement, plan.members[0].store_address)
         self._prepared = set()
-        self._broken = ""
-        self._prepare_by_s = now_s + self._rules.prepare_s
-        self._state = State.FORMING
-        self._reason = self._why
-        for member in members:
-            member.engaged = self._number
-            self._send(member.info.incarnation, Prepare(self._current))
+        self._due_s = now_s + self._rules.prepare_s
+        for info in generation.members:
+            self._roster[info.incarnation].engaged.add(self._number)
+            self._send(info.incarnation, Prepare(generation))
+        if self._change is not None:
+            self._change = Change(
+                self._number, self._change.kind, self._change.reason, "under way", 0, self._change.ended_s
+            )
+        return generation
+
+    def _go_live(self, generation: Generation, now_s: float) -> bool:
+        self._state = State.RUNNING
+        self._reason = self._why = ""
+        self._current = self._shown = generation
+        self._settled_in = True
+        self._live_since_s = now_s
+        self._n_rollbacks = 0
+        self._wanted_since_s = None
+        if not self._incomplete:
+            self._rebalance = ""
+        for info in generation.members:
+            if member := self._roster.get(info.incarnation):
+                member.strikes = 0
+        self._end_change("live", now_s)
+        return True
+
+    def _roll_back(self, why: str, now_s: float) -> bool:
+        assert self._next is not None
+        for member in self._roster.engaged_in(self._next.number):
+            self._tell_to_abandon(member, why, now_s, self._next.number)
+        self._next = None
+        self._next_broken = ""
+        self._rebalance = ""
+        self._incomplete = False
+        self._planned = None
+        self._state = State.RUNNING
+        self._wanted_since_s = None
+        self._end_change("rolled back", now_s, why)
         return True
 
     def _dissolve(self, why: str, now_s: float) -> bool:
+        if self._state.serves:
+            if self._change is not None:
+                self._end_change("rolled back", now_s, why)
+            self._begin_change("recovery", why, now_s)
         self._reason = self._why = why
-        self._current = None
-        self._broken = ""
+        self._current = self._next = None
+        self._broken = self._next_broken = ""
+        self._rebalance = ""
+        self._incomplete = False
+        self._planned = None
+        self._wanted_since_s = self._gather_until_s = None
         self._state = State.LEAVING
-        for member in self._members.values():
-            if member.engaged:
-                self._tell_to_abandon(member, why, now_s)
+        for member in self._roster:
+            self._tell_to_abandon(member, why, now_s)
         return True
+
+    def _wake(self, generation: Generation) -> None:
+        self._epochs[generation.number] += 1
+        for info in generation.members:
+            self._send(info.incarnation, Wake(generation.number, self._epochs[generation.number]))
+
+    def _rest(self, reason: str) -> bool:
+        """Nothing is to be changed."""
+        self._reason = reason
+        self._rebalance = ""
+        self._wanted_since_s = self._gather_until_s = None
+        self._incomplete = False
+        return False
 
     # ------------------------------------------------------------------ facts
 
-    def _eligible(self) -> list[_Member]:
-        """Who may be in the next generation, in rank order."""
-        staying = [m for m in self._members.values() if not m.leaving]
-        return [m for role in (Role.ROUTER, Role.EXPERTS) for m in staying if m.info.role is role]
-
-    def _plan(self, members: list[_Member]) -> tuple[Placement | None, str]:
-        """The placement of a generation of these members, or None and what is missing."""
+    @property
+    def _needs(self) -> Needs:
         rules = self._rules
-        n_routers = sum(1 for m in members if m.info.role is Role.ROUTER)
-        n_experts = len(members) - n_routers
-        need_routers = 1 if self._settled_in else rules.n_routers
-        need_experts = min(1, rules.n_experts) if self._settled_in else rules.n_experts
-        if n_routers < need_routers or n_experts < need_experts:
-            return None, (
-                f"{n_routers} of at least {need_routers} routers and "
-                f"{n_experts} of at least {need_experts} expert hosts are there"
-            )
-        try:
-            return self._place(n_experts), ""
-        except PlacementError as error:
-            return None, str(error)
+        if self._settled_in:
+            return Needs(1, min(1, rules.n_experts))
+        return Needs(rules.n_routers, rules.n_experts)
 
-    def _departure(self) -> str:
-        """Who of the current generation wants to leave; empty when nobody does."""
-        assert self._current is not None
-        leaving = [m for i in self._current.members if (m := self._members[i.incarnation]).leaving]
-        return f"{', '.join(m.info.label for m in leaving)} leaves" if leaving else ""
+    @property
+    def _live_number(self) -> int:
+        return self._current.number if self._current and self._state.serves else 0
 
-    def _takes_part(self, incarnation: str, number: int, state: State) -> bool:
-        member = self._members.get(incarnation)
-        return (
-            self._state is state
-            and member is not None
-            and member.engaged == number
-            and self._current is not None
-            and self._current.number == number
+    @property
+    def _preparing(self) -> int:
+        """The generation that members are preparing; 0 is none."""
+        if self._state is State.FORMING and self._current:
+            return self._current.number
+        return self._next.number if self._state is State.PREPARING and self._next else 0
+
+    def _steps(self, number: int) -> bool:
+        """Whether members may be stepping in a generation."""
+        if self._state is State.SWITCHING and self._next and number == self._next.number:
+            return True
+        return number > 0 and number == self._live_number
+
+    def _is_engaged(self, incarnation: str, number: int) -> bool:
+        member = self._roster.get(incarnation)
+        return member is not None and number in member.engaged
+
+    def _live_has(self, member: Member) -> bool:
+        return self._current is not None and self._current.has(member.info.incarnation)
+
+    def _departure(self, generation: Generation) -> str:
+        """Who of a generation wants to leave; empty when nobody does."""
+        names = [m.info.label for m in self._roster if m.leaving and generation.has(m.info.incarnation)]
+        return f"{', '.join(names)} leaves" if names else ""
+
+    def _newcomers(self) -> str:
+        """Who waits to be taken in."""
+        return ", ".join(
+            m.info.label
+            for m in self._roster
+            if m.info.role is not Role.GATEWAY and not m.leaving and not self._live_has(m)
         )
+
+    def _nobody_stays(self) -> bool:
+        """Whether all routers or all hosts want to leave: the deployment is being removed."""
+        roles = (Role.ROUTER, Role.EXPERTS) if self._rules.n_experts else (Role.ROUTER,)
+        return any(all(m.leaving for m in self._roster.of_role(role)) for role in roles)
+
+    def _describe(self, plan: Plan) -> tuple[str, str]:
+        """What kind of change a plan is, and its reason."""
+        assert self._current is not None
+        before = {m.incarnation for m in self._current.members}
+        after = {m.incarnation for m in plan.members}
+        joining = [m.label for m in plan.members if m.incarnation not in before]
+        going = [m.label for m in self._current.members if m.incarnation not in after]
+        parts = [f"{', '.join(joining)} joins"] if joining else []
+        parts += [f"{', '.join(going)} leaves"] if going else []
+        if not parts and (departure := self._departure(self._current)):
+            parts = [f"{departure}, its experts move first"]
+        if self._rebalance:
+            parts.append(self._rebalance)
+        return ("rebalance" if self._rebalance else "scale"), "; ".join(parts) or "experts move on"
+
+    # ------------------------------------------------------------------ recording facts
+
+    def _begin_change(self, kind: str, reason: str, since_s: float) -> None:
+        number = self._live_number
+        if self._change is None:
+            self._change = Change(number, kind, reason, "under way", 0.0, since_s)
+
+    def _end_change(self, outcome: str, now_s: float, why: str = "") -> None:
+        change, self._change = self._change, None
+        if change is not None:
+            reason = f"{change.reason}; {why}" if why else change.reason
+            seconds = now_s - change.ended_s
+            self._last_change = Change(change.generation, change.kind, reason, outcome, seconds, now_s)
 
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
 
-    def _strike(self, incarnation: str, reason: str) -> None:
-        member = self._members[incarnation]
+    def _lose(self, number: int, why: str) -> None:
+        """A generation cannot go on, if it is one that counts."""
+        if self._current and number == self._current.number:
+            self._break(why)
+        elif self._next and number == self._next.number:
+            if self._state is State.SWITCHING:
+                self._break(why)
+            else:
+                self._next_broken = self._next_broken or why
+
+    def _strike(self, incarnation: str, reason: str, now_s: float) -> None:
+        """A member could not prepare."""
+        rules, member = self._rules, self._roster[incarnation]
         member.strikes += 1
-        if member.strikes >= self._rules.max_strikes:
-            self._exclude(incarnation, f"failed to prepare {member.strikes} times in a row, last: {reason}")
+        is_live = self._live_has(member) and self._state is State.PREPARING
+        why = f"{member.info.label} failed to prepare: {reason}"
+        if self._state is State.PREPARING:
+            self._n_rollbacks += 1
+            backoff = min(2 ** (self._n_rollbacks - 1), 8)
+            self._not_before_s = now_s + rules.change_retry_s * backoff
         else:
-            self._break(f"{member.info.label} failed to prepare: {reason}")
+            self._not_before_s = now_s + rules.retry_s
+        if member.strikes >= rules.max_strikes and not is_live:
+            why = f"failed to prepare {member.strikes} times in a row, last: {reason}"
+            self._exclude(incarnation, why)
+        else:
+            self._lose(self._preparing, why)
 
     def _exclude(self, incarnation: str, reason: str) -> None:
         self._send(incarnation, Exclude(reason))
@@ -409,18 +651,20 @@ class Membership:
         self._remove(incarnation, reason)
 
     def _remove(self, incarnation: str, why: str) -> None:
-        member = self._members.pop(incarnation, None)
+        member = self._roster.pop(incarnation)
         if member is None or member.info.role is Role.GATEWAY:
             return
         if self._has_formed:
             self._not_before_s = None
-        if self._current and self._current.has(incarnation):
-            self._break(f"{member.info.label} was lost: {why}")
+        for number in member.engaged:
+            self._lose(number, f"{member.info.label} was lost: {why}")
 
-    def _tell_to_abandon(self, member: _Member, reason: str, now_s: float) -> None:
-        if member.abandon_by_s is None:
-            member.abandon_by_s = now_s + self._rules.report_s
-            self._send(member.info.incarnation, Abandon(member.engaged, reason))
+    def _tell_to_abandon(self, member: Member, reason: str, now_s: float, number: int = 0) -> None:
+        """Asks a member to leave a generation, or all that it may be in."""
+        for engaged in sorted({number} & member.engaged if number else member.engaged):
+            if engaged not in member.abandon_by_s:
+                member.abandon_by_s[engaged] = now_s + self._rules.report_s
+                self._send(member.info.incarnation, Abandon(engaged, reason))
 
     def _send(self, incarnation: str, message: Message) -> None:
         self._outbox.append(Send(incarnation, message))

@@ -31,6 +31,9 @@ class MemberInfo:
     """HOST:PORT of the torch store that this member hosts when it is the lowest rank."""
     replica_id: str = ""
     """Serve's."""
+    slots: int = 0
+    """Expert hosts: slots of each MoE layer that there is room for, those for preparing a change apart; 0 is
+    no bound."""
 
     @property
     def label(self) -> str:
@@ -87,6 +90,22 @@ class Placement:
                     table[expert] = (*table.get(expert, ()), Replica(host, slot))
             tables.append(table)
         return tuple(tables)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of generation, for people to read."""
+
+    generation: int
+    kind: str
+    """`start`, `scale`, `rebalance`, `recovery` or `reload`."""
+    reason: str
+    outcome: str
+    """`under way`, `live` or `rolled back`."""
+    seconds: float
+    """From its trigger to its end, so far while under way."""
+    ended_s: float
+    """On the machine's clock; of its trigger while under way."""
 
 
 @dataclass(frozen=True)

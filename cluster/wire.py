@@ -18,11 +18,13 @@ class WireError(ValueError):
     """A message of another process that says what it must not."""
 
 
-def hello_to_proto(member: MemberInfo, generation: int = 0, seen_generation: int = 0) -> pb.Hello:
+def hello_to_proto(
+    member: MemberInfo, generation: int = 0, seen_generation: int = 0, next_generation: int = 0
+) -> pb.Hello:
     """The first message of a member's stream.
 
-    `generation` is the one that it runs or prepares (0: none), `seen_generation` the highest that it was
-    ever asked to prepare.
+    `generation` is the one that it runs, or prepares while it runs none (0: none), `next_generation` the one
+    that it prepares beside that, `seen_generation` the highest that it was ever asked to prepare.
     """
     return pb.Hello(
         role=ROLE_TO_PROTO[member.role],
@@ -35,6 +37,8 @@ def hello_to_proto(member: MemberInfo, generation: int = 0, seen_generation: int
         replica_id=member.replica_id,
         generation=generation,
         seen_generation=seen_generation,
+        next_generation=next_generation,
+        slots=member.slots,
     )
 
 
@@ -52,6 +56,7 @@ def member_from_proto(message: pb.Hello | pb.MemberSpec) -> MemberInfo:
         stream_address=message.stream_address,
         store_address=message.store_address,
         replica_id=message.replica_id,
+        slots=message.slots,
     )
 
 
@@ -69,6 +74,7 @@ def generation_to_proto(generation: Generation) -> pb.GenerationSpec:
                 stream_address=m.stream_address,
                 store_address=m.store_address,
                 replica_id=m.replica_id,
+                slots=m.slots,
             )
             for m in generation.members
         ],

@@ -74,6 +74,80 @@ class ExpertsConfig(Section):
     """GPUs that Ray reserves for one; a fraction lets several share one."""
     threads: int = Field(default=0, ge=0)
     """Compute threads a host; 0 shares the machine's cores evenly between routers and hosts."""
+    slots_per_host: int | None = Field(default=None, ge=1)
+    """Slots of each MoE layer that a host has room for; as many as its free memory holds when absent."""
+    staging_slots: int | None = Field(default=None, ge=1)
+    """Further slots of each MoE layer in which a host prepares a change; a larger change goes in several
+    steps. When absent a change is prepared in one step."""
+    redundant_slots: int = Field(default=0, ge=0)
+    """Slots of each MoE layer, over all hosts, beyond one for each expert: copies of the most loaded."""
+
+
+class BalanceConfig(Section):
+    """When experts are moved and copied so that their hosts have even load."""
+
+    window_s: float = Field(default=60.0, gt=0)
+    """Load is what was routed within this time."""
+    interval_s: float | None = Field(default=None, gt=0)
+    """Rebalance this often; when absent not by the clock."""
+    max_imbalance: float | None = Field(default=None, gt=1)
+    """Rebalance when the most loaded host has this many times the mean load; when absent only by hand or by
+    the clock."""
+    min_rows: int = Field(default=4096, ge=1)
+    """Rows of one MoE layer that the window must hold before its load is acted upon."""
+
+
+class ChangeConfig(Section):
+    """How planned changes of generation are gathered and spaced."""
+
+    gather_s: float = Field(default=0.3, ge=0)
+    """Members that join or leave within this time do so in one change."""
+    retry_s: float = Field(default=5.0, gt=0)
+    """Between a change that was rolled back and the next try."""
+
+
+class ReplicaBounds(Section):
+    """Between how many replicas the autoscaler may choose."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    """Never fewer."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Never more."""
+
+
+class AutoscalingConfig(Section):
+    """The autoscaler in the coordinator. A deployment with equal bounds is left alone."""
+
+    enabled: bool = False
+    """Off: only people scale."""
+    policy: str = Field(default="expertmesh.cluster.autoscaling:load_policy", pattern=r"^[\w.]+:\w+$")
+    """`module:function`, called with a context for each deployment as Serve's application policies are."""
+    interval_s: float = Field(default=1.0, gt=0)
+    """How often the policy is asked."""
+    upscale_delay_s: float = Field(default=5.0, ge=0)
+    """More replicas must have been wanted for this long."""
+    downscale_delay_s: float = Field(default=60.0, ge=0)
+    """Fewer replicas must have been wanted for this long."""
+    hysteresis: float = Field(default=0.1, ge=0, lt=1)
+    """Load may be off its target by this share before anything changes."""
+    manual_hold_s: float = Field(default=300.0, ge=0)
+    """After a person has scaled a deployment the autoscaler leaves it alone for this long."""
+    gateway: ReplicaBounds = ReplicaBounds()
+    router: ReplicaBounds = ReplicaBounds()
+    experts: ReplicaBounds = ReplicaBounds()
+    target_gateway_requests: float = Field(default=256.0, gt=0)
+    """Open requests a gateway."""
+    target_router_requests: float = Field(default=32.0, gt=0)
+    """Queued and running requests a router."""
+    target_router_queued_tokens: float = Field(default=4096.0, gt=0)
+    """Prompt tokens that wait at a router."""
+    target_experts_busy: float = Field(default=0.7, gt=0, le=1)
+    """Share of its time that an expert host computes."""
+
+    @property
+    def bounds(self) -> dict[str, ReplicaBounds]:
+        """The bounds by deployment: `gateway`, `router`, `experts`."""
+        return {"gateway": self.gateway, "router": self.router, "experts": self.experts}
 
 
 class EngineConfig(Section):
@@ -193,6 +267,9 @@ class DeploymentConfig(Section):
     gateway: GatewayConfig = GatewayConfig()
     router: RouterConfig = RouterConfig()
     experts: ExpertsConfig = ExpertsConfig()
+    balance: BalanceConfig = BalanceConfig()
+    change: ChangeConfig = ChangeConfig()
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
     engine: EngineConfig = EngineConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -225,6 +302,14 @@ class DeploymentConfig(Section):
                 failure.heartbeat_s >= failure.deadline_s,
                 "failure.heartbeat_s",
                 f"must be below failure.deadline_s, {failure.deadline_s}",
+            ),
+            *(
+                (
+                    bounds.min_replicas > bounds.max_replicas,
+                    f"autoscaling.{name}.min_replicas",
+                    f"is above autoscaling.{name}.max_replicas, {bounds.max_replicas}",
+                )
+                for name, bounds in self.autoscaling.bounds.items()
             ),
         ):
             if wrong:

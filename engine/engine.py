@@ -105,19 +105,19 @@ class RouterEngine:
 
     # ------------------------------------------------------------ the engine thread
 
-    def step(self, link: StepLink) -> bool:
-        """Schedule, agree, compute, commit. False when all ranks park."""
+    def step(self, link: StepLink) -> StepAgreement:
+        """Schedule, agree, compute, commit."""
         self._timer.begin()
         batch = self._scheduled()
         self._timer.mark("schedule")
-        agreement = link.agree(batch.n_tokens, batch.n_decode_tokens)
+        agreement = link.agree(batch.n_tokens, batch.n_decode_tokens, self._follower.successor)
         self._timer.mark("wait")
         if agreement.parks:
             self._batch = None
-            return False
-        result = self._compute(link, batch, agreement)
-        self._commit(batch, result, agreement)
-        return True
+        else:
+            result = self._compute(link, batch, agreement)
+            self._commit(batch, result, agreement)
+        return agreement
 
     def _scheduled(self) -> StepBatch:
         """The interrupted step, or else a new one."""

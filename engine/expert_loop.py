@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from expertmesh.engine.step_thread import StepThread
 
 if TYPE_CHECKING:
+    from expertmesh.engine.exchange.header import StepAgreement
     from expertmesh.engine.follower import GenerationFollower
     from expertmesh.engine.link import HostLink
     from expertmesh.engine.profile import PartTimer
@@ -25,6 +26,7 @@ class ExpertLoop:
         self._n_moe_layers = n_moe_layers
         self._timer = timer
         self._rows = 0
+        self._follower = follower
         self._thread = StepThread("experts", follower, has_work=lambda: False, step=self.step)
 
     def start(self) -> None:
@@ -44,16 +46,16 @@ class ExpertLoop:
         """Token-expert rows served since the start."""
         return self._rows
 
-    def step(self, link: HostLink) -> bool:
-        """Agree, then receive, compute and answer in every MoE layer. False when all ranks park."""
+    def step(self, link: HostLink) -> StepAgreement:
+        """Agree, then receive, compute and answer in every MoE layer."""
         self._timer.begin()
-        agreement = link.agree()
+        agreement = link.agree(self._follower.successor)
         self._timer.mark("wait")
         if agreement.parks:
-            return False
+            return agreement
         if agreement.n_tokens:
             rows = sum(link.exchange.serve_layer(layer) for layer in range(self._n_moe_layers))
             self._rows += rows
         decode = all(h.tokens == h.decode_tokens for h in agreement.headers)
         self._timer.commit(decode=decode and agreement.n_tokens > 0)
-        return True
+        return agreement

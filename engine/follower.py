@@ -2,6 +2,10 @@
 
 Messages come in on the actor's event loop; the engine thread asks at the borders of its steps. A
 generation is prepared on a thread of its own, so that neither waits for it.
+
+    prepared --Live--> live <--------------- prepared (the successor)
+                        |  \--all headers say so (switch)--> left behind --first step of the successor--> closed
+                        \--Abandon--> closed
 """
 
 from __future__ import annotations
@@ -45,6 +49,10 @@ class Reports(Protocol):
         """This member has left the generation."""
         ...
 
+    def switched(self, generation: int) -> None:
+        """This member has gone over from the generation to its successor."""
+        ...
+
     def accuse(self, generation: int, reason: str) -> None:
         """A collective failed here."""
         ...
@@ -62,8 +70,6 @@ class _Live(Generic[LinkT]):
     link: LinkT
     epoch: int = 0
     """The epoch that this member is in, or parked behind."""
-    woken: int = 0
-    """The highest epoch published."""
     requested: int = 0
     """The highest epoch asked for."""
 
@@ -76,6 +82,11 @@ class GenerationFollower(Generic[LinkT]):
         self._changed = threading.Condition()
         self._live: _Live[LinkT] | None = None
         self._prepared: dict[int, LinkT] = {}
+        self._left_behind: LinkT | None = None
+        """Switched away from; kept until the successor has made a step."""
+        self._woken: dict[int, int] = {}
+        """The highest epoch published, by generation."""
+        self._successor = 0
         self._given_up: dict[int, str] = {}
         self._highest = 0
         self._stopping = False
@@ -95,20 +106,29 @@ class GenerationFollower(Generic[LinkT]):
             self._highest = number
             self._in_background(self._prepare, number, build)
 
-    def on_live(self, number: int) -> None:
-        """A prepared generation is live, parked at epoch 0."""
+    def on_live(self, number: int, epoch: int = 0) -> None:
+        """A prepared generation is live: parked behind epoch 0, or 1 to be entered at once."""
         with self._changed:
             link = self._prepared.pop(number, None)
             if link is None or number in self._given_up:
                 return
+            self._woken[number] = epoch
             self._live = _Live(link)
             self._changed.notify_all()
+
+    def on_switch(self, number: int, successor: int) -> None:
+        """The headers of the live generation tell from now on that this member is ready for its successor."""
+        with self._changed:
+            if self._live is not None and self._live.link.number == number:
+                self._woken[successor] = 1
+                self._successor = successor
+                self._changed.notify_all()
 
     def on_wake(self, number: int, epoch: int) -> None:
         """Every member enters this epoch. Duplicates and other generations are ignored."""
         with self._changed:
-            if self._live is not None and self._live.link.number == number:
-                self._live.woken = max(self._live.woken, epoch)
+            if number in self._woken:
+                self._woken[number] = max(self._woken[number], epoch)
                 self._changed.notify_all()
 
     def on_abandon(self, number: int, reason: str) -> None:
@@ -121,8 +141,13 @@ class GenerationFollower(Generic[LinkT]):
                 link = self._live.link
             if link is not None and link.communicator is not None:
                 link.communicator.abandon(reason)
+            if link is not None and not inside:
+                self._in_background(_reap, link)
+            behind = self._left_behind is not None and self._left_behind.number == number
+            if behind:
+                self._close_left_behind()
             self._changed.notify_all()
-        if not inside:
+        if not inside and not behind:
             self._reports.abandoned(number)
 
     def stop(self) -> None:
@@ -135,8 +160,9 @@ class GenerationFollower(Generic[LinkT]):
         """Drops what is live and prepared, once the engine thread has ended."""
         with self._changed:
             links = [*self._prepared.values(), *([self._live.link] if self._live else [])]
+            links += [self._left_behind] if self._left_behind else []
             self._prepared.clear()
-            self._live = None
+            self._live = self._left_behind = None
             for link in links:
                 self._in_background(_reap, link)
             background = list(self._background)
@@ -178,17 +204,43 @@ class GenerationFollower(Generic[LinkT]):
         with self._changed:
             while not self._stopping:
                 live = self._require_live()
+                woken = self._woken[live.link.number]
                 if live.link.communicator is None:
-                    if has_work():
+                    if has_work() or self._successor:
                         return True
-                elif live.woken > live.epoch:
-                    live.epoch = live.woken
+                elif woken > live.epoch:
+                    live.epoch = woken
                     return True
                 elif has_work() and live.requested <= live.epoch:
                     live.requested = live.epoch + 1
                     self._reports.wake_request(live.link.number, live.requested)
                 self._changed.wait()
             return False
+
+    @property
+    def successor(self) -> int:
+        """The generation that this member is ready to go over to; 0 is none. Read before every step."""
+        return self._successor
+
+    def switch(self, successor: int) -> None:
+        """All headers of a step told of this successor: the engine thread goes over to it, or is left
+        without a generation when it is not part of it."""
+        with self._changed:
+            live = self._live
+            assert live is not None
+            self._left_behind = live.link
+            self._successor = 0
+            link = self._prepared.pop(successor, None)
+            self._live = None if link is None else _Live(link)
+            self._reports.switched(live.link.number)
+            if self._live is None:
+                self._close_left_behind()
+
+    def stepped(self) -> None:
+        """The live generation has made a step: what it was switched to from is needed no more."""
+        if self._left_behind is not None:
+            with self._changed:
+                self._close_left_behind()
 
     def lost(self, error: GenerationLostError) -> None:
         """A collective failed in the live generation: accuse, and wait to be told to leave it."""
@@ -238,12 +290,21 @@ class GenerationFollower(Generic[LinkT]):
             raise GenerationLostError(number, self._given_up[number])
         return self._live
 
+    def _close_left_behind(self) -> None:
+        link, self._left_behind = self._left_behind, None
+        if link is not None:
+            self._in_background(_reap, link)
+            self._woken.pop(link.number, None)
+            self._reports.abandoned(link.number)
+
     def _leave(self) -> None:
         """The engine thread is out: drop the link (its group is reaped in the background)."""
         if self._live is not None and self._live.link.number in self._given_up:
             number = self._live.link.number
             self._in_background(_reap, self._live.link)
             self._live = None
+            self._successor = 0
+            self._woken.pop(number, None)
             self._reports.abandoned(number)
 
 

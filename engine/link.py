@@ -31,8 +31,9 @@ class StepLink(Protocol):
         """Carries the tokens of the agreed step."""
         ...
 
-    def agree(self, tokens: int, decode_tokens: int) -> StepAgreement:
-        """Tells all ranks what this one will do in the coming step, and hears what they will."""
+    def agree(self, tokens: int, decode_tokens: int, successor: int) -> StepAgreement:
+        """Tells all ranks what this one will do in the coming step and which generation it is ready to go
+        over to (0: none), and hears the same of them."""
         ...
 
     def idle_step(self) -> None:
@@ -47,14 +48,14 @@ class Agreement:
         self._communicator = communicator
         self._step = 0
 
-    def next(self, tokens: int = 0, decode_tokens: int = 0) -> StepAgreement:
+    def next(self, tokens: int, decode_tokens: int, successor: int) -> StepAgreement:
         """The headers of the coming step.
 
         Raises:
             GenerationLostError: a rank is at another step, or the collective failed.
         """
         number = self._communicator.generation
-        own = StepHeader(number, self._step, tokens, decode_tokens, prepared=number)
+        own = StepHeader(number, self._step, tokens, decode_tokens, successor=successor)
         rows = self._communicator.all_gather(own.encode())
         agreement = StepAgreement(tuple(StepHeader.decode(row) for row in rows))
         mismatch = agreement.mismatch(own)
@@ -73,9 +74,9 @@ class FusedLink:
         self.number = number
         self.exchange = exchange
 
-    def agree(self, tokens: int, decode_tokens: int) -> StepAgreement:
+    def agree(self, tokens: int, decode_tokens: int, successor: int) -> StepAgreement:
         """With nobody else there, the own header is the agreement."""
-        return StepAgreement((StepHeader(self.number, 0, tokens, decode_tokens),))
+        return StepAgreement((StepHeader(self.number, 0, tokens, decode_tokens, successor=successor),))
 
     def idle_step(self) -> None:
         """Never called: without tokens the fused router parks."""
@@ -91,9 +92,9 @@ class ShardedLink:
         self._n_moe_layers = n_moe_layers
         self._agreement = Agreement(communicator)
 
-    def agree(self, tokens: int, decode_tokens: int) -> StepAgreement:
+    def agree(self, tokens: int, decode_tokens: int, successor: int) -> StepAgreement:
         """The headers of all ranks; the exchange takes its sizes from them."""
-        agreement = self._agreement.next(tokens, decode_tokens)
+        agreement = self._agreement.next(tokens, decode_tokens, successor)
         self.exchange.begin(agreement)
         return agreement
 
@@ -111,8 +112,8 @@ class HostLink:
         self.exchange = exchange
         self._agreement = Agreement(communicator)
 
-    def agree(self) -> StepAgreement:
+    def agree(self, successor: int) -> StepAgreement:
         """The headers of all ranks; the exchange takes its sizes from them."""
-        agreement = self._agreement.next()
+        agreement = self._agreement.next(0, 0, successor)
         self.exchange.begin(agreement)
         return agreement

@@ -10,6 +10,7 @@ from typing import Generic
 import torch
 
 from expertmesh.engine.errors import EngineStoppedError, GenerationLostError
+from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.follower import GenerationFollower, LinkT
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class StepThread(Generic[LinkT]):
     Args:
         name: of the thread, for errors and logs.
         has_work: whether a parked generation should be woken.
-        step: one step on a generation's link; False when all ranks park. May raise
+        step: one step on a generation's link; gives what all ranks agreed on. May raise
             `GenerationLostError`: then the next generation is waited for.
         on_failure: told what ended the thread, on the thread.
     """
@@ -32,7 +33,7 @@ class StepThread(Generic[LinkT]):
         follower: GenerationFollower[LinkT],
         *,
         has_work: Callable[[], bool],
-        step: Callable[[LinkT], bool],
+        step: Callable[[LinkT], StepAgreement],
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._name = name
@@ -78,6 +79,12 @@ class StepThread(Generic[LinkT]):
             self._on_failure(error)
 
     def _serve(self, link: LinkT) -> None:
+        """Steps in one generation until its ranks agree to go over to another, or this member stops."""
         while self._follower.wait_until_awake(self._has_work):
-            while self._step(link):
-                pass
+            agreement = None
+            while agreement is None or not agreement.parks:
+                agreement = self._step(link)
+                self._follower.stepped()
+                if agreement.successor:
+                    self._follower.switch(agreement.successor)
+                    return

@@ -182,7 +182,10 @@ class _TopologyEvents:
     def on_prepare(self, generation: Generation) -> None:
         """For routers and expert hosts."""
 
-    def on_live(self, number: int) -> None:
+    def on_live(self, number: int, epoch: int) -> None:
+        """For routers and expert hosts."""
+
+    def on_switch(self, number: int, successor: int) -> None:
         """For routers and expert hosts."""
 
     def on_abandon(self, number: int, reason: str) -> None:

@@ -22,10 +22,8 @@ class StepHeader:
     """Sequences of this router that wait for their next token."""
     drafts: int = 0
     """Further passes wanted after this one (speculation)."""
-    prepared: int = 0
-    """The highest generation that this rank has prepared."""
-    leaving: int = 0
-    """1 when this rank will leave."""
+    successor: int = 0
+    """The generation that this rank is ready to go over to; 0 is none."""
 
     @classmethod
     def n_fields(cls) -> int:
@@ -51,8 +49,13 @@ class StepAgreement:
 
     @property
     def parks(self) -> bool:
-        """Whether nobody has work and nobody is leaving: all ranks park."""
-        return not any(h.tokens or h.leaving for h in self.headers)
+        """Whether nobody has work: all ranks park, unless they switch."""
+        return not any(h.tokens for h in self.headers)
+
+    @property
+    def successor(self) -> int:
+        """The generation that all ranks go over to after this step; 0 is none."""
+        return min(h.successor for h in self.headers)
 
     @property
     def tokens(self) -> tuple[int, ...]:

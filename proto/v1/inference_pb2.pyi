@@ -217,7 +217,7 @@ class HostSlots(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Topology(_message.Message):
-    __slots__ = ("generation", "routers", "experts", "placement", "state", "reason", "loaded_bytes", "total_bytes")
+    __slots__ = ("generation", "routers", "experts", "placement", "state", "reason", "loaded_bytes", "total_bytes", "last_change", "change", "imbalance")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,9 @@ class Topology(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
     generation: int
     routers: _containers.RepeatedCompositeFieldContainer[Member]
     experts: _containers.RepeatedCompositeFieldContainer[Member]
@@ -234,19 +237,68 @@ class Topology(_message.Message):
     reason: str
     loaded_bytes: int
     total_bytes: int
-    def __init__(self, generation: _Optional[int] = ..., routers: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., experts: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerPlacement, _Mapping]]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    last_change: Change
+    change: Change
+    imbalance: float
+    def __init__(self, generation: _Optional[int] = ..., routers: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., experts: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerPlacement, _Mapping]]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., imbalance: _Optional[float] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("generation", "kind", "reason", "outcome", "seconds", "unix_s")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    kind: str
+    reason: str
+    outcome: str
+    seconds: float
+    unix_s: float
+    def __init__(self, generation: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ..., seconds: _Optional[float] = ..., unix_s: _Optional[float] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("what", "replicas")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    replicas: int
+    def __init__(self, what: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class ScaleResponse(_message.Message):
+    __slots__ = ("replicas_before",)
+    REPLICAS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    replicas_before: int
+    def __init__(self, replicas_before: _Optional[int] = ...) -> None: ...
+
+class RebalanceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RebalanceResponse(_message.Message):
+    __slots__ = ("begun", "imbalance")
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    begun: bool
+    imbalance: float
+    def __init__(self, begun: _Optional[bool] = ..., imbalance: _Optional[float] = ...) -> None: ...
 
 class GetExpertLoadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class LayerLoad(_message.Message):
-    __slots__ = ("layer", "tokens")
+    __slots__ = ("layer", "tokens", "window_tokens", "window_host_tokens")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_HOST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     layer: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, layer: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    window_tokens: _containers.RepeatedScalarFieldContainer[int]
+    window_host_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., window_tokens: _Optional[_Iterable[int]] = ..., window_host_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExpertLoad(_message.Message):
     __slots__ = ("generation", "layers")

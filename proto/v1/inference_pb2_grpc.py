@@ -247,6 +247,16 @@ class ClusterStub:
                 request_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.GetExpertLoadRequest.SerializeToString,
                 response_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ExpertLoad.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/expertmesh.v1.Cluster/Scale',
+                request_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/expertmesh.v1.Cluster/Rebalance',
+                request_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -264,6 +274,21 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Sets how many routers or expert hosts serve. Returns when the change is accepted; GetTopology shows its
+        progress. FAILED_PRECONDITION with the reason when the deployment cannot have so many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Moves and copies experts until their hosts have even load, while requests run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -276,6 +301,16 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.GetExpertLoad,
                     request_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.GetExpertLoadRequest.FromString,
                     response_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ExpertLoad.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleRequest.FromString,
+                    response_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceRequest.FromString,
+                    response_serializer=expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -332,6 +367,60 @@ class Cluster:
             '/expertmesh.v1.Cluster/GetExpertLoad',
             expertmesh_dot_proto_dot_v1_dot_inference__pb2.GetExpertLoadRequest.SerializeToString,
             expertmesh_dot_proto_dot_v1_dot_inference__pb2.ExpertLoad.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh.v1.Cluster/Scale',
+            expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleRequest.SerializeToString,
+            expertmesh_dot_proto_dot_v1_dot_inference__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh.v1.Cluster/Rebalance',
+            expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceRequest.SerializeToString,
+            expertmesh_dot_proto_dot_v1_dot_inference__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

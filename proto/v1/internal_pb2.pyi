@@ -143,7 +143,7 @@ class LogprobRow(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("role", "incarnation", "node", "pid", "device", "stream_address", "store_address", "replica_id", "generation", "seen_generation")
+    __slots__ = ("role", "incarnation", "node", "pid", "device", "stream_address", "store_address", "replica_id", "generation", "seen_generation", "next_generation", "slots")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,8 @@ class Hello(_message.Message):
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SEEN_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     role: Role
     incarnation: str
     node: str
@@ -164,7 +166,9 @@ class Hello(_message.Message):
     replica_id: str
     generation: int
     seen_generation: int
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ..., generation: _Optional[int] = ..., seen_generation: _Optional[int] = ...) -> None: ...
+    next_generation: int
+    slots: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ..., generation: _Optional[int] = ..., seen_generation: _Optional[int] = ..., next_generation: _Optional[int] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class MemberMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "prepared", "prepare_failed", "abandoned", "accuse", "wake_request", "load", "leaving")
@@ -233,7 +237,7 @@ class Leaving(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes")
+    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "host_rows_generation", "host_rows", "running_requests", "queued_requests", "queued_tokens", "busy_s")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +246,12 @@ class LoadReport(_message.Message):
     CACHE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_ROWS_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    HOST_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     outstanding_requests: int
@@ -250,7 +260,13 @@ class LoadReport(_message.Message):
     cache_blocks_used: int
     loaded_bytes: int
     total_bytes: int
-    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    host_rows_generation: int
+    host_rows: _containers.RepeatedScalarFieldContainer[int]
+    running_requests: int
+    queued_requests: int
+    queued_tokens: int
+    busy_s: float
+    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., host_rows_generation: _Optional[int] = ..., host_rows: _Optional[_Iterable[int]] = ..., running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ...) -> None: ...
 
 class StepProfile(_message.Message):
     __slots__ = ("steps", "part_ms")
@@ -280,7 +296,7 @@ class GenerationSpec(_message.Message):
     def __init__(self, number: _Optional[int] = ..., members: _Optional[_Iterable[_Union[MemberSpec, _Mapping]]] = ..., placement: _Optional[_Iterable[_Union[LayerSlots, _Mapping]]] = ..., store_address: _Optional[str] = ...) -> None: ...
 
 class MemberSpec(_message.Message):
-    __slots__ = ("incarnation", "role", "node", "pid", "device", "stream_address", "store_address", "replica_id")
+    __slots__ = ("incarnation", "role", "node", "pid", "device", "stream_address", "store_address", "replica_id", "slots")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +305,7 @@ class MemberSpec(_message.Message):
     STREAM_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STORE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     role: Role
     node: str
@@ -297,7 +314,8 @@ class MemberSpec(_message.Message):
     stream_address: str
     store_address: str
     replica_id: str
-    def __init__(self, incarnation: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ...) -> None: ...
+    slots: int
+    def __init__(self, incarnation: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., stream_address: _Optional[str] = ..., store_address: _Optional[str] = ..., replica_id: _Optional[str] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class LayerSlots(_message.Message):
     __slots__ = ("layer", "hosts")
@@ -314,7 +332,7 @@ class Slots(_message.Message):
     def __init__(self, experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("prepare", "live", "abandon", "wake", "topology", "excluded", "drain")
+    __slots__ = ("prepare", "live", "abandon", "wake", "topology", "excluded", "drain", "switch")
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     ABANDON_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +340,7 @@ class CoordinatorMessage(_message.Message):
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_FIELD_NUMBER: _ClassVar[int]
     prepare: Prepare
     live: Live
     abandon: Abandon
@@ -329,7 +348,8 @@ class CoordinatorMessage(_message.Message):
     topology: TopologyUpdate
     excluded: Excluded
     drain: Drain
-    def __init__(self, prepare: _Optional[_Union[Prepare, _Mapping]] = ..., live: _Optional[_Union[Live, _Mapping]] = ..., abandon: _Optional[_Union[Abandon, _Mapping]] = ..., wake: _Optional[_Union[Wake, _Mapping]] = ..., topology: _Optional[_Union[TopologyUpdate, _Mapping]] = ..., excluded: _Optional[_Union[Excluded, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    switch: Switch
+    def __init__(self, prepare: _Optional[_Union[Prepare, _Mapping]] = ..., live: _Optional[_Union[Live, _Mapping]] = ..., abandon: _Optional[_Union[Abandon, _Mapping]] = ..., wake: _Optional[_Union[Wake, _Mapping]] = ..., topology: _Optional[_Union[TopologyUpdate, _Mapping]] = ..., excluded: _Optional[_Union[Excluded, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., switch: _Optional[_Union[Switch, _Mapping]] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("generation",)
@@ -338,10 +358,20 @@ class Prepare(_message.Message):
     def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ...) -> None: ...
 
 class Live(_message.Message):
-    __slots__ = ("generation",)
+    __slots__ = ("generation", "epoch")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     generation: int
-    def __init__(self, generation: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, generation: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Switch(_message.Message):
+    __slots__ = ("from_generation", "to_generation")
+    FROM_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    TO_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    from_generation: int
+    to_generation: int
+    def __init__(self, from_generation: _Optional[int] = ..., to_generation: _Optional[int] = ...) -> None: ...
 
 class Abandon(_message.Message):
     __slots__ = ("generation", "reason")
@@ -370,7 +400,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -383,6 +413,12 @@ class TopologyUpdate(_message.Message):
     CACHE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_HOST_ROWS_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -395,7 +431,39 @@ class TopologyUpdate(_message.Message):
     cache_blocks_used: _containers.RepeatedScalarFieldContainer[int]
     loaded_bytes: int
     total_bytes: int
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    last_change: Change
+    change: Change
+    window_expert_rows: _containers.RepeatedScalarFieldContainer[int]
+    window_host_rows: _containers.RepeatedScalarFieldContainer[int]
+    imbalance: float
+    targets: ScaleTargets
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("generation", "kind", "reason", "outcome", "seconds", "unix_s")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    kind: str
+    reason: str
+    outcome: str
+    seconds: float
+    unix_s: float
+    def __init__(self, generation: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ..., seconds: _Optional[float] = ..., unix_s: _Optional[float] = ...) -> None: ...
+
+class ScaleTargets(_message.Message):
+    __slots__ = ("gateway", "router", "experts")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    gateway: int
+    router: int
+    experts: int
+    def __init__(self, gateway: _Optional[int] = ..., router: _Optional[int] = ..., experts: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()
@@ -408,3 +476,29 @@ class BeginDrainRequest(_message.Message):
 class BeginDrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("deployment", "replicas")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    replicas: int
+    def __init__(self, deployment: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class ScaleResponse(_message.Message):
+    __slots__ = ("replicas_before",)
+    REPLICAS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    replicas_before: int
+    def __init__(self, replicas_before: _Optional[int] = ...) -> None: ...
+
+class RebalanceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RebalanceResponse(_message.Message):
+    __slots__ = ("begun", "imbalance")
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    begun: bool
+    imbalance: float
+    def __init__(self, begun: _Optional[bool] = ..., imbalance: _Optional[float] = ...) -> None: ...

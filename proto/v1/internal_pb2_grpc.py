@@ -204,6 +204,16 @@ class CoordinatorStub:
                 request_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainRequest.SerializeToString,
                 response_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/expertmesh.internal.v1.Coordinator/Scale',
+                request_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/expertmesh.internal.v1.Coordinator/Rebalance',
+                request_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -224,6 +234,21 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Sets how many replicas a deployment has. INVALID_ARGUMENT or FAILED_PRECONDITION with the reason when it
+        cannot have so many; then nothing changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Moves experts until the load is even. FAILED_PRECONDITION with the reason when that cannot be begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -236,6 +261,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.BeginDrain,
                     request_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainRequest.FromString,
                     response_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleRequest.FromString,
+                    response_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceRequest.FromString,
+                    response_serializer=expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -294,6 +329,60 @@ class Coordinator:
             '/expertmesh.internal.v1.Coordinator/BeginDrain',
             expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainRequest.SerializeToString,
             expertmesh_dot_proto_dot_v1_dot_internal__pb2.BeginDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh.internal.v1.Coordinator/Scale',
+            expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleRequest.SerializeToString,
+            expertmesh_dot_proto_dot_v1_dot_internal__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh.internal.v1.Coordinator/Rebalance',
+            expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceRequest.SerializeToString,
+            expertmesh_dot_proto_dot_v1_dot_internal__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,8 +59,15 @@ class FakeMember:
         asyncio.get_running_loop().run_in_executor(None, self.client.prepared, generation.number)
         self._notify()
 
-    def on_live(self, number: int) -> None:
+    def on_live(self, number: int, epoch: int) -> None:
         self.live = number
+        self._notify()
+
+    def on_switch(self, number: int, successor: int) -> None:
+        """Alone, as if all headers had said so at once."""
+        self.client.switched(number)
+        self.live = successor if any(g.number == successor for g in self.generations) else 0
+        self.client.abandoned(number)
         self._notify()
 
     def on_abandon(self, number: int, reason: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 from fake_member import member_info
 
 from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, PublishTopology, Wake
 from expertmesh.cluster.membership import LEFT_AS_ASKED, Membership, MembershipRules, Send, State
-from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.cluster.placement.contiguous import ContiguousPlacer
 
 
 class Driver:
@@ -19,7 +17,7 @@ class Driver:
         rules = MembershipRules(
             n_routers, n_experts, deadline_s=10, report_s=5, prepare_s=30, announce_s=2, retry_s=1
         )
-        self.machine = Membership(rules, partial(contiguous_placement, 2, 8))
+        self.machine = Membership(rules, ContiguousPlacer(2, 8))
         self.now_s = 100.0
         self.sent: dict[str, list[Message]] = {}
 

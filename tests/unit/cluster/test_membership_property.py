@@ -12,7 +12,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 from fake_member import member_info
@@ -20,9 +19,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, Wake
+from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, Switch, Wake
 from expertmesh.cluster.membership import LEFT_AS_ASKED, Membership, MembershipRules, Send, State
-from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.cluster.placement.contiguous import ContiguousPlacer
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 
@@ -55,7 +54,9 @@ class Process:
     frozen: bool = False
     leaves: bool = False
     to_prepare: int = 0
-    to_abandon: int = 0
+    to_abandon: list[int] = field(default_factory=list)
+    switches_to: int = 0
+    left_behind: int = 0
     specs: dict[int, Generation] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     cut_off_in: set[int] = field(default_factory=set)
@@ -77,6 +78,10 @@ class ClusterMachine(RuleBasedStateMachine):
         self.processes: dict[str, Process] = {}
         self.streams: dict[str, Stream] = {}
         """The coordinator's: the current stream of every connected incarnation."""
+        self.agreed: set[int] = set()
+        """Generations whose members have made a step that all headers said the same successor in."""
+        self.stepped: set[int] = set()
+        """Generations that have made a step."""
         self.events_have_stopped = False
         self.start_coordinator()
         for letter in at_start:
@@ -84,7 +89,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.flow()
 
     def start_coordinator(self) -> None:
-        self.machine = Membership(self.rules_of_machine, partial(contiguous_placement, N_LAYERS, N_EXPERTS))
+        self.machine = Membership(self.rules_of_machine, ContiguousPlacer(N_LAYERS, N_EXPERTS))
         self.highest_prepared = 0
         self.went_live = False
 
@@ -125,7 +130,11 @@ class ClusterMachine(RuleBasedStateMachine):
             old.ended = True
         process.stream = self.streams[name] = Stream()
         track = process.track
-        self.apply(self.machine.joined(process.info, track.generation, track.seen_generation, self.now_s))
+        self.apply(
+            self.machine.joined(
+                process.info, track.generation, track.seen_generation, self.now_s, track.next_generation
+            )
+        )
         if process.leaves:
             process.stream.up.append(lambda m, n, t: m.leaving(n, t))
 
@@ -168,18 +177,25 @@ class ClusterMachine(RuleBasedStateMachine):
         track = process.track
         match message:
             case Prepare(generation):
-                if generation.number > track.seen_generation and track.generation:
-                    raise AssertionError("a member was asked to prepare while it is in a generation")
+                if generation.number > track.seen_generation:
+                    engaged = {track.generation, track.next_generation} - {0}
+                    assert engaged <= {track.live}, "a member prepares beside nothing but what it runs"
                 if track.prepare(generation.number):
                     process.specs[generation.number] = generation
                     process.to_prepare = generation.number
-            case Live(number):
-                if track.go_live(number):
+            case Live(number, epoch):
+                if track.go_live(number, epoch):
+                    process.epochs[number] = epoch
                     assert process.to_prepare != number, "live before it was prepared here"
+            case Switch(number, successor):
+                if track.switch(number, successor):
+                    process.epochs[successor] = 1
+                    process.switches_to = successor
+                    assert process.to_prepare != successor, "switched to before it was prepared here"
             case Abandon(number, _):
                 match track.abandon(number):
                     case AbandonNews.ASKED:
-                        process.to_abandon = number
+                        process.to_abandon.append(number)
                     case AbandonNews.ALREADY_OUT:
                         self.send(name, lambda m, n, t: m.abandoned(n, number, t))
                     case AbandonNews.ASKED_BEFORE:
@@ -201,10 +217,13 @@ class ClusterMachine(RuleBasedStateMachine):
         process = self.processes[name]
         if not process.alive or process.frozen:
             return False
-        if number := process.to_abandon:
-            process.to_abandon = process.to_prepare = 0
-            process.track.abandoned(number)
-            self.send(name, lambda m, n, t: m.abandoned(n, number, t))
+        if process.to_abandon:
+            self.leave_generation(name, process.to_abandon.pop(0))
+            return True
+        if process.switches_to and self.agrees(process.track.live):
+            return self.go_over(name)
+        if process.left_behind and self.steps(process.track.live):
+            self.leave_generation(name, process.left_behind)
             return True
         if number := process.to_prepare:
             process.to_prepare = 0
@@ -214,6 +233,49 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.send(name, lambda m, n, t: m.prepared(n, number, t))
             return True
         return False
+
+    def leave_generation(self, name: str, number: int) -> None:
+        process = self.processes[name]
+        if process.to_prepare == number:
+            process.to_prepare = 0
+        if process.left_behind == number:
+            process.left_behind = 0
+        if process.track.generation == number:
+            process.switches_to = 0
+        process.track.abandoned(number)
+        self.send(name, lambda m, n, t: m.abandoned(n, number, t))
+
+    def members_of(self, number: int) -> list[Process]:
+        specs = next(p.specs[number] for p in self.processes.values() if number in p.specs)
+        return [self.processes[m.incarnation] for m in specs.members]
+
+    def agrees(self, number: int) -> bool:
+        """Whether a generation has made a step whose headers all told of its successor."""
+        if number and number not in self.agreed:
+            members = self.members_of(number)
+            able = all(p.alive and not p.frozen and p.track.live == number for p in members)
+            if able and all(p.switches_to for p in members):
+                assert len({p.switches_to for p in members}) == 1, "they go over to one successor"
+                self.agreed.add(number)
+        return number in self.agreed
+
+    def steps(self, number: int) -> bool:
+        """Whether a generation has made a step."""
+        if number and number not in self.stepped:
+            if all(p.alive and not p.frozen and p.track.live == number for p in self.members_of(number)):
+                self.stepped.add(number)
+        return number in self.stepped
+
+    def go_over(self, name: str) -> bool:
+        """A member leaves the generation that it runs for the successor."""
+        process = self.processes[name]
+        number, successor = process.track.live, process.switches_to
+        process.switches_to = 0
+        process.track.switched(number)
+        process.left_behind = number
+        if process.track.live != successor:  # not a member of it, or it has to leave that one, too
+            self.leave_generation(name, number)
+        return True
 
     def reconnect_all(self) -> bool:
         lonely = [n for n, p in self.processes.items() if p.alive and not p.frozen and p.stream is None]
@@ -314,6 +376,10 @@ class ClusterMachine(RuleBasedStateMachine):
         self.processes[name].leaves = True
         self.send(name, lambda m, n, t: m.leaving(n, t))
 
+    @rule()
+    def rebalance(self) -> None:
+        self.apply(self.machine.rebalance("by hand", self.now_s))
+
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), age=st.integers(0, 2), epoch=st.integers(0, 3))
     def late_or_double(self, data: st.DataObject, age: int, epoch: int) -> None:
@@ -322,7 +388,7 @@ class ClusterMachine(RuleBasedStateMachine):
         track = self.processes[name].track
         number = max(track.seen_generation - age, 0)
         events: list[Event] = [lambda m, n, t: m.wake_request(n, number, epoch, t)]
-        if number != track.generation:
+        if number not in (track.generation, track.next_generation):
             events += [
                 lambda m, n, t: m.abandoned(n, number, t),
                 lambda m, n, t: m.prepared(n, number, t),
@@ -396,6 +462,7 @@ class ClusterMachine(RuleBasedStateMachine):
             assert {m.incarnation for m in view.generation.members} == {p.info.incarnation for p in staying}
             assert {p.track.live for p in staying} == {view.generation.number}
             assert view.reason == ""
+            assert view.change is None
         else:
             assert view.state is State.WAITING
             assert view.reason

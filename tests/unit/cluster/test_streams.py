@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import grpc.aio
 from fake_member import WAIT_S, FakeMember, member_info
@@ -13,7 +12,7 @@ from fake_member import WAIT_S, FakeMember, member_info
 from expertmesh.cluster.coordinator import Coordinator
 from expertmesh.cluster.load import Load
 from expertmesh.cluster.membership import LEFT_AS_ASKED, MembershipRules
-from expertmesh.cluster.placement import contiguous_placement
+from expertmesh.cluster.placement.contiguous import ContiguousPlacer, contiguous_placement
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc
 
@@ -32,7 +31,7 @@ class Deployment:
         self.members: list[FakeMember] = []
 
     async def start(self) -> None:
-        self.coordinator = Coordinator(self.rules, partial(contiguous_placement, N_LAYERS, N_EXPERTS))
+        self.coordinator = Coordinator(self.rules, ContiguousPlacer(N_LAYERS, N_EXPERTS))
         self.address = await self.coordinator.start("127.0.0.1")
 
     async def stop(self) -> None:

@@ -9,7 +9,8 @@ import pytest
 from fake_member import member_info
 
 from expertmesh.cluster.load import Load, LoadTable
-from expertmesh.cluster.placement import PlacementError, contiguous_placement
+from expertmesh.cluster.placement.contiguous import contiguous_placement
+from expertmesh.cluster.placement.interface import PlacementError
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, Placement, Replica
 from expertmesh.cluster.wire import (

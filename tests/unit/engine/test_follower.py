@@ -62,6 +62,9 @@ class Reports:
     def abandoned(self, generation: int) -> None:
         self._say("abandoned", generation)
 
+    def switched(self, generation: int) -> None:
+        self._say("switched", generation)
+
     def accuse(self, generation: int, reason: str) -> None:
         self._say("accuse", generation, reason)
 

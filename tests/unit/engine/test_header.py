@@ -6,17 +6,21 @@ from expertmesh.engine.exchange.header import StepAgreement, StepHeader
 
 
 def test_a_header_survives_its_journey() -> None:
-    header = StepHeader(3, 17, tokens=5, decode_tokens=4, drafts=1, prepared=4, leaving=1)
+    header = StepHeader(3, 17, tokens=5, decode_tokens=4, drafts=1, successor=4)
     assert StepHeader.decode(header.encode()) == header
     assert len(header.encode()) == StepHeader.n_fields()
 
 
-def test_ranks_park_when_nobody_has_work_and_nobody_leaves() -> None:
+def test_ranks_park_when_nobody_has_work() -> None:
     idle, busy = StepHeader(1, 0), StepHeader(1, 0, tokens=1)
-    leaving = StepHeader(1, 0, leaving=1)
     assert StepAgreement((idle, idle)).parks
     assert not StepAgreement((idle, busy)).parks
-    assert not StepAgreement((idle, leaving)).parks
+
+
+def test_ranks_switch_when_all_are_ready_for_it() -> None:
+    ready, not_ready = StepHeader(1, 0, successor=2), StepHeader(1, 0)
+    assert StepAgreement((ready, ready)).successor == 2
+    assert StepAgreement((ready, not_ready)).successor == 0
 
 
 def test_a_rank_at_another_step_is_named() -> None:
