@@ -17,7 +17,7 @@ import ray
 import torch
 
 from expertmesh.cluster.member import MemberClient
-from expertmesh.cluster.membership import LEFT_AS_ASKED
+from expertmesh.cluster.state import LEFT_AS_ASKED
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.engine.exchange.communicator import Communicator

@@ -25,8 +25,9 @@ from expertmesh.cluster.actions import (
     Wake,
 )
 from expertmesh.cluster.load import LoadTable
-from expertmesh.cluster.membership import Membership, MembershipRules
+from expertmesh.cluster.membership import Membership
 from expertmesh.cluster.placement.interface import Placer
+from expertmesh.cluster.state import MembershipRules
 from expertmesh.cluster.topology import topology_update
 from expertmesh.cluster.types import MemberInfo, Role
 from expertmesh.cluster.wire import WireError, generation_to_proto, load_from_proto, member_from_proto

@@ -4,12 +4,11 @@ Events go in as method calls with the time (`now_s`, any monotonic clock), actio
 record facts (who is present, who may still run what, what is broken); `_step` derives every transition
 from the facts, so that it does not matter in which order they came.
 
-    WAITING --enough members--> FORMING --all prepared--> RUNNING <------ all have switched ------+
-       ^                           |                      |     \\                                 |
-       |                           |                      |      join, leave, rebalance           |
-       |                           |                      |        \\                              |
-       +---- all have left --- LEAVING <--- loss, failed collective --- PREPARING --all prepared--> SWITCHING
-                                                                   \\--failure, deadline--> RUNNING (rolled back)
+    WAITING --enough members--> FORMING --all prepared--> RUNNING <--- all have switched ----+
+       ^                           |                       |  ^                             |
+       |                           |   join, leave, rebalance |failure                      |
+       |                           |                       v  |                             |
+       +---- all have left --- LEAVING <-- loss --- PREPARING --all prepared--> SWITCHING --+
 
 A planned change prepares the successor beside the live generation and is dropped without a trace until all
 have prepared. From then on there is no way back: the members switch by the agreement of their step headers,
@@ -20,9 +19,6 @@ gone. It is sent Prepare only while it is engaged in nothing but the live genera
 """
 
 from __future__ import annotations
-
-import enum
-from dataclasses import dataclass
 
 from expertmesh.cluster.actions import (
     Abandon,
@@ -35,83 +31,12 @@ from expertmesh.cluster.actions import (
     Switch,
     Wake,
 )
+from expertmesh.cluster.change_log import ChangeLog
 from expertmesh.cluster.placement.interface import Placer
 from expertmesh.cluster.planning import Needs, Plan, formation, successor
 from expertmesh.cluster.roster import Member, Roster
-from expertmesh.cluster.types import Change, Generation, MemberInfo, Role
-
-LEFT_AS_ASKED = "left as asked"
-"""Why a member is excluded that wanted to leave."""
-
-
-class State(enum.Enum):
-    """Where the machine stands."""
-
-    WAITING = "waiting"
-    """Not enough members, or a pause before a new try."""
-    LEAVING = "leaving"
-    """Members were asked to leave a generation and have not all answered."""
-    FORMING = "forming"
-    RUNNING = "running"
-    PREPARING = "preparing"
-    """A generation is live, and its successor is being prepared beside it."""
-    SWITCHING = "switching"
-    """The members go over to the successor, each after the same step."""
-
-    @property
-    def public(self) -> str:
-        """What clients are told: "waiting", "forming" or "running"."""
-        if self is State.LEAVING:
-            return "forming"
-        return "running" if self.serves else self.value
-
-    @property
-    def serves(self) -> bool:
-        """Whether a generation is live."""
-        return self in (State.RUNNING, State.PREPARING, State.SWITCHING)
-
-
-@dataclass(frozen=True, slots=True)
-class MembershipRules:
-    """Counts and deadlines; from the deployment's configuration."""
-
-    n_routers: int
-    """Routers that the first generation waits for."""
-    n_experts: int
-    """Expert hosts that the first generation waits for; 0 is the fused mode."""
-    deadline_s: float
-    """No message for this long: the member is taken for frozen."""
-    report_s: float
-    """A member asked to leave a generation answers within this, or is out."""
-    prepare_s: float
-    announce_s: float
-    """How long a restarted coordinator waits for the members that still run."""
-    retry_s: float = 1.0
-    """Between a failed formation and the next try, as long as nobody was lost."""
-    max_strikes: int = 3
-    """A member that fails to prepare this often in a row is out (Serve starts a fresh one), unless it is
-    live: then only the change is dropped."""
-    gather_s: float = 0.3
-    """Joins and leaves within this time make one change."""
-    change_retry_s: float = 5.0
-    """Between a change that was rolled back and the next try."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the machine tells about itself."""
-
-    state: State
-    reason: str
-    """Why it is not running, or why somebody is left out."""
-    generation: Generation | None
-    """The live generation; while not running the last live one."""
-    epoch: int
-    """How often the live generation was woken."""
-    last_change: Change | None = None
-    """The last change that has ended."""
-    change: Change | None = None
-    """The change that is under way."""
+from expertmesh.cluster.state import LEFT_AS_ASKED, MembershipRules, State, View
+from expertmesh.cluster.types import Generation, MemberInfo, Role
 
 
 class Membership:
@@ -165,8 +90,7 @@ class Membership:
         """By when the preparation or the switch must be done."""
         self._live_since_s = 0.0
         self._planned: tuple[tuple[object, ...], Plan | str] | None = None
-        self._change: Change | None = None
-        self._last_change: Change | None = None
+        self._log = ChangeLog()
         self._outbox: list[Send] = []
         self._published: tuple[object, ...] = ()
 
@@ -262,9 +186,10 @@ class Membership:
     def wake_request(self, incarnation: str, number: int, epoch: int, now_s: float) -> tuple[Send, ...]:
         """Work has come to a parked member; all are woken once for each epoch."""
         for generation in (self._current, self._next):
-            if generation and generation.number == number and self._steps(number):
-                if self._is_engaged(incarnation, number) and epoch == self._epochs[number] + 1:
-                    self._wake(generation)
+            stepping = generation is not None and generation.number == number and self._steps(number)
+            if stepping and self._is_engaged(incarnation, number) and epoch == self._epochs[number] + 1:
+                assert generation is not None
+                self._wake(generation)
         return self._settle(now_s)
 
     def tick(self, now_s: float) -> tuple[Send, ...]:
@@ -310,7 +235,7 @@ class Membership:
     def view(self) -> View:
         """The state as of the last event."""
         epoch = self._epochs.get(self._shown.number, 0) if self._shown else 0
-        return View(self._state, self._reason, self._shown, epoch, self._last_change, self._change)
+        return View(self._state, self._reason, self._shown, epoch, self._log.last, self._log.current)
 
     @property
     def rebalancing(self) -> bool:
@@ -322,8 +247,14 @@ class Membership:
     def _settle(self, now_s: float) -> tuple[Send, ...]:
         while self._step(now_s):
             pass
-        now_public = (self._state.public, self._reason, self._shown and self._shown.number,
-                      self._change and self._change.generation, self._last_change)  # fmt: skip
+        change = self._log.current
+        now_public = (
+            self._state.public,
+            self._reason,
+            self._shown and self._shown.number,
+            change and change.generation,
+            self._log.last,
+        )
         if now_public != self._published:
             self._published = now_public
             for member in self._roster.of_role(Role.GATEWAY):
@@ -371,7 +302,7 @@ class Membership:
         if self._roster.anyone_engaged:
             return self._dissolve(self._why or "the coordinator was restarted", now_s)
         kind = "recovery" if self._settled_in else "start"
-        self._begin_change(kind, self._why or "enough members are there", now_s)
+        self._log.begin(self._live_number, kind, self._why or "enough members are there", now_s)
         self._current = self._prepare(plan, now_s)
         self._has_formed = True
         self._state = State.FORMING
@@ -391,15 +322,16 @@ class Membership:
 
     def _step_running(self, now_s: float) -> bool:
         assert self._current is not None
-        departure = self._departure(self._current)
-        if self._nobody_stays() or (self._draining and departure):
-            self._ending = self._draining
+        departure, newcomers = self._departure(self._current), self._newcomers()
+        if self._draining and departure:
+            self._ending = True
             return self._dissolve(departure, now_s)
         if self._roster.awaited:
             return False  # somebody is still to leave a change that was dropped
-        newcomers = self._newcomers()
         if not (departure or newcomers or self._rebalance or self._incomplete):
             return self._rest("")
+        if self._nobody_stays():
+            return self._gathered(now_s) and self._dissolve(departure, now_s)
         plan = self._successor(self._current)
         if isinstance(plan, str):
             return self._rest(plan)
@@ -407,18 +339,22 @@ class Membership:
             left_out = f"{newcomers} is left out: there is nothing for it to hold" if newcomers else ""
             return self._rest(plan.note or left_out)
         self._reason = ""
-        if self._wanted_since_s is None:
-            self._wanted_since_s = now_s
-            if not self._incomplete:
-                self._gather_until_s = now_s + self._rules.gather_s
-        if self._gather_until_s is not None or self._not_before_s is not None:
+        if not self._gathered(now_s) or self._not_before_s is not None:
             return False
-        self._begin_change(*self._describe(plan), self._wanted_since_s)
+        assert self._wanted_since_s is not None
+        self._log.begin(self._live_number, *self._describe(plan), self._wanted_since_s)
         self._next_broken = ""
         self._next = self._prepare(plan, now_s)
         self._incomplete = not plan.complete
         self._state = State.PREPARING
         return True
+
+    def _gathered(self, now_s: float) -> bool:
+        """Whether a change has been wanted for long enough for others to be part of it."""
+        if self._wanted_since_s is None:
+            self._wanted_since_s = now_s
+            self._gather_until_s = None if self._incomplete else now_s + self._rules.gather_s
+        return self._gather_until_s is None
 
     def _successor(self, current: Generation) -> Plan | str:
         """The plan for the next change; made anew only when what it depends on has changed."""
@@ -434,7 +370,8 @@ class Membership:
         return self._planned[1]
 
     def _step_preparing(self, now_s: float) -> bool:
-        assert self._current is not None and self._next is not None
+        assert self._current is not None
+        assert self._next is not None
         ending = self._nobody_stays() or (self._draining and self._departure(self._current))
         if self._next_broken or ending:
             return self._roll_back(self._next_broken or "the deployment ends", now_s)
@@ -453,7 +390,8 @@ class Membership:
         return True
 
     def _step_switching(self, now_s: float) -> bool:
-        assert self._current is not None and self._next is not None
+        assert self._current is not None
+        assert self._next is not None
         if self._roster.engaged_in(self._current.number):
             return False
         del self._epochs[self._current.number]
@@ -468,10 +406,7 @@ class Membership:
         for info in generation.members:
             self._roster[info.incarnation].engaged.add(self._number)
             self._send(info.incarnation, Prepare(generation))
-        if self._change is not None:
-            self._change = Change(
-                self._number, self._change.kind, self._change.reason, "under way", 0, self._change.ended_s
-            )
+        self._log.prepares(self._number)
         return generation
 
     def _go_live(self, generation: Generation, now_s: float) -> bool:
@@ -487,7 +422,7 @@ class Membership:
         for info in generation.members:
             if member := self._roster.get(info.incarnation):
                 member.strikes = 0
-        self._end_change("live", now_s)
+        self._log.end("live", now_s)
         return True
 
     def _roll_back(self, why: str, now_s: float) -> bool:
@@ -501,14 +436,13 @@ class Membership:
         self._planned = None
         self._state = State.RUNNING
         self._wanted_since_s = None
-        self._end_change("rolled back", now_s, why)
+        self._log.end("rolled back", now_s, why)
         return True
 
     def _dissolve(self, why: str, now_s: float) -> bool:
         if self._state.serves:
-            if self._change is not None:
-                self._end_change("rolled back", now_s, why)
-            self._begin_change("recovery", why, now_s)
+            self._log.end("rolled back", now_s, why)
+            self._log.begin(self._live_number, "recovery", why, now_s)
         self._reason = self._why = why
         self._current = self._next = None
         self._broken = self._next_broken = ""
@@ -601,18 +535,6 @@ class Membership:
         return ("rebalance" if self._rebalance else "scale"), "; ".join(parts) or "experts move on"
 
     # ------------------------------------------------------------------ recording facts
-
-    def _begin_change(self, kind: str, reason: str, since_s: float) -> None:
-        number = self._live_number
-        if self._change is None:
-            self._change = Change(number, kind, reason, "under way", 0.0, since_s)
-
-    def _end_change(self, outcome: str, now_s: float, why: str = "") -> None:
-        change, self._change = self._change, None
-        if change is not None:
-            reason = f"{change.reason}; {why}" if why else change.reason
-            seconds = now_s - change.ended_s
-            self._last_change = Change(change.generation, change.kind, reason, outcome, seconds, now_s)
 
     def _break(self, why: str) -> None:
         self._broken = self._broken or why

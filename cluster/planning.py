@@ -40,7 +40,7 @@ class Plan:
 
 
 def formation(roster: Roster, needs: Needs, place: Placer, last: Generation | None) -> Plan | str:
-    """The generation of all who stay, or what is missing for one. `last` is the one whose experts they hold."""
+    """The generation of all who stay, or what is missing for one; they hold the experts of `last`."""
     members = [m for m in roster if not m.leaving]
     missing = _missing(members, needs)
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from expertmesh.cluster.load import LoadTable
-from expertmesh.cluster.membership import View
+from expertmesh.cluster.state import View
 from expertmesh.cluster.types import Change
 from expertmesh.cluster.wire import generation_to_proto
 from expertmesh.proto.v1 import internal_pb2 as pb

@@ -32,8 +32,8 @@ class MemberInfo:
     replica_id: str = ""
     """Serve's."""
     slots: int = 0
-    """Expert hosts: slots of each MoE layer that there is room for, those for preparing a change apart; 0 is
-    no bound."""
+    """Expert hosts: slots of each MoE layer that there is room for, those for preparing a change apart;
+    0 is no bound."""
 
     @property
     def label(self) -> str:

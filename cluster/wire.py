@@ -23,8 +23,8 @@ def hello_to_proto(
 ) -> pb.Hello:
     """The first message of a member's stream.
 
-    `generation` is the one that it runs, or prepares while it runs none (0: none), `next_generation` the one
-    that it prepares beside that, `seen_generation` the highest that it was ever asked to prepare.
+    `generation` is the one that it runs, or prepares while it runs none (0: none), `next_generation` the
+    one that it prepares beside that, `seen_generation` the highest that it was ever asked to prepare.
     """
     return pb.Hello(
         role=ROLE_TO_PROTO[member.role],

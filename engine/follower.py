@@ -3,9 +3,8 @@
 Messages come in on the actor's event loop; the engine thread asks at the borders of its steps. A
 generation is prepared on a thread of its own, so that neither waits for it.
 
-    prepared --Live--> live <--------------- prepared (the successor)
-                        |  \--all headers say so (switch)--> left behind --first step of the successor--> closed
-                        \--Abandon--> closed
+A link is prepared, then live; at a switch its successor is live and it is left behind, until the
+successor has made a step. At an Abandon it is closed from wherever it is.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class GenerationFollower(Generic[LinkT]):
             self._changed.notify_all()
 
     def on_switch(self, number: int, successor: int) -> None:
-        """The headers of the live generation tell from now on that this member is ready for its successor."""
+        """From now on this member's headers tell that it is ready for the successor."""
         with self._changed:
             if self._live is not None and self._live.link.number == number:
                 self._woken[successor] = 1

@@ -20,7 +20,8 @@ class HostSlots:
     node: str
     """Copies of an expert spread over nodes; groups of experts keep to one."""
     n_slots: int | None = None
-    """Slots of each MoE layer that there is room for, those for preparing a change apart; None is no bound."""
+    """Slots of each MoE layer that there is room for, those for preparing a change apart; None: no
+    bound."""
     staying: bool = True
     """False: the host leaves, and is to be emptied."""
     held: tuple[tuple[int, ...], ...] = ()

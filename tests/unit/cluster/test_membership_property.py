@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, Switch, Wake
-from expertmesh.cluster.membership import LEFT_AS_ASKED, Membership, MembershipRules, Send, State
+from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, Send, Switch, Wake
+from expertmesh.cluster.membership import Membership
 from expertmesh.cluster.placement.contiguous import ContiguousPlacer
+from expertmesh.cluster.state import LEFT_AS_ASKED, MembershipRules, State
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 
@@ -68,8 +69,11 @@ class ClusterMachine(RuleBasedStateMachine):
 
     n_routers, n_experts = 2, 2
 
-    @initialize(at_start=st.sampled_from(["", "rreee", "rreeg"]))
-    def begin(self, at_start: str) -> None:
+    @initialize(
+        at_start=st.sampled_from(["", "rreee", "rreeg"]),
+        change=st.sampled_from(["", "prepared", "switched to"]),
+    )
+    def begin(self, at_start: str, change: str) -> None:
         self.rules_of_machine = MembershipRules(
             self.n_routers, self.n_experts, deadline_s=10, report_s=5, prepare_s=30, announce_s=2
         )
@@ -87,6 +91,21 @@ class ClusterMachine(RuleBasedStateMachine):
         for letter in at_start:
             self.spawn(letter)
         self.flow()
+        if at_start and change:
+            self.begin_change(switched=change == "switched to")
+
+    def begin_change(self, *, switched: bool) -> None:
+        """A router joins; nobody has yet read what it is asked for."""
+        self.spawn("r")
+        self.pass_time(1.0)
+        assert self.machine.view().change is not None
+        if switched:
+            for name in self.processes:
+                while self.deliver_down(name) or self.work(name):
+                    pass
+            for name in self.processes:
+                while self.deliver_up(name):
+                    pass
 
     def start_coordinator(self) -> None:
         self.machine = Membership(self.rules_of_machine, ContiguousPlacer(N_LAYERS, N_EXPERTS))
@@ -261,9 +280,9 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def steps(self, number: int) -> bool:
         """Whether a generation has made a step."""
-        if number and number not in self.stepped:
-            if all(p.alive and not p.frozen and p.track.live == number for p in self.members_of(number)):
-                self.stepped.add(number)
+        members = self.members_of(number) if number else []
+        if members and all(p.alive and not p.frozen and p.track.live == number for p in members):
+            self.stepped.add(number)
         return number in self.stepped
 
     def go_over(self, name: str) -> bool:
