@@ -35,6 +35,7 @@ class FakeMember:
         self.client = MemberClient(info, find, heartbeat_s=0.05)
         self.generations: list[Generation] = []
         self.live = 0
+        self.abandoned: list[int] = []
         self.epochs: list[tuple[int, int]] = []
         self.topologies: list[pb.TopologyUpdate] = []
         self.excluded: str | None = None
@@ -71,9 +72,11 @@ class FakeMember:
         self._notify()
 
     def on_abandon(self, number: int, reason: str) -> None:
-        self.live = 0
+        if number == self.live:
+            self.live = 0
         if not self.mute_abandon:
             self.client.abandoned(number)
+            self.abandoned.append(number)
         self._notify()
 
     def on_wake(self, number: int, epoch: int) -> None:
