@@ -35,18 +35,18 @@ class RankLayout:
         """The most slots that any host has in any layer."""
         return max((len(s) for layer in self.slots for s in layer), default=0)
 
-    def physical(self, moe_layer: int, n_experts: int) -> list[int]:
-        """For each logical expert the physical id host * slots_per_host + slot of its first replica.
+    def copies(self, moe_layer: int, n_experts: int) -> list[list[int]]:
+        """For each logical expert the physical ids, host * slots_per_host + slot, of its copies.
 
         Raises:
             ValueError: an expert has no slot.
         """
-        table = [-1] * n_experts
+        per_host = self.slots_per_host
+        table: list[list[int]] = [[] for _ in range(n_experts)]
         for host, experts in enumerate(self.slots[moe_layer]):
             for slot, expert in enumerate(experts):
-                if table[expert] < 0:
-                    table[expert] = host * self.slots_per_host + slot
-        missing = [expert for expert, physical in enumerate(table) if physical < 0]
+                table[expert].append(host * per_host + slot)
+        missing = [expert for expert, copies in enumerate(table) if not copies]
         if missing:
             raise ValueError(f"MoE layer {moe_layer}: experts {missing} have no slot")
         return table

@@ -1,7 +1,6 @@
 """The router's side of the exchange with expert hosts.
 
-Shape suffixes: T tokens, K experts a token, D hidden size, E logical experts, R token-expert pairs,
-B bytes.
+Shape suffixes: T tokens, K experts a token, D hidden size, R token-expert pairs, B bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +14,12 @@ from expertmesh.engine.exchange.communicator import Communicator, PendingExchang
 from expertmesh.engine.exchange.form import DispatchForm, choose_form
 from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.exchange.layout import RankLayout
+from expertmesh.engine.exchange.replicas import ReplicaChoice
 from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.kernels.combine import weighted_sum
+
+SCATTER = 0x9E3779B1
+"""The upper half of a step's number times this is as good as random (Knuth's multiplicative hash)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +50,35 @@ class ShardedExchange:
     ) -> None:
         self._communicator = communicator
         self._layout = layout
+        self._slots_per_host = layout.slots_per_host
         self._rows = rows
         self._form: DispatchForm = "capacity"
-        tables = [layout.physical(layer, n_experts) for layer in range(n_moe_layers)]
-        self._physical_LE = torch.tensor(tables, dtype=torch.int64, device=communicator.device)
+        self._replicas = ReplicaChoice(layout, n_experts, n_moe_layers, communicator.device)
+        self._first_copy = 0
+
+    @property
+    def generation(self) -> int:
+        """The generation's number."""
+        return self._layout.generation
+
+    @property
+    def n_hosts(self) -> int:
+        """Expert hosts."""
+        return self._layout.n_hosts
 
     def begin(self, agreement: StepAgreement) -> None:
-        """Takes the step's form from the headers."""
+        """Takes the step's form and number from the headers."""
+        # Scattered, so that no pattern in the steps' sizes always favours the same copy.
+        scattered = (agreement.headers[0].step * SCATTER & 0xFFFFFFFF) >> 16
+        self._first_copy = self._communicator.rank + scattered
         self._form = choose_form(
             agreement.tokens, self._layout.n_hosts, self._rows.top_k, self._rows.row_bytes
         )
 
     def dispatch(self, moe_layer: int, x_TD: Tensor, topk_ids_TK: Tensor) -> ShardedHandle:
         """Sends the tokens off to the hosts of their experts; returns at once."""
-        physical_TK = self._physical_LE[moe_layer][topk_ids_TK]
-        host_TK = physical_TK // self._layout.slots_per_host
+        physical_TK = self._replicas.physical(moe_layer, topk_ids_TK, self._first_copy)
+        host_TK = physical_TK // self._slots_per_host
         rows_TB = self._rows.pack(x_TD, physical_TK)
         if self._form == "capacity":
             counts = [len(x_TD)] * self._layout.n_hosts

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from expertmesh.engine.counting import RoutingCounter
 from expertmesh.engine.exchange import form
 from expertmesh.engine.exchange.communicator import Communicator
 from expertmesh.engine.exchange.header import StepAgreement, StepHeader
@@ -21,7 +22,8 @@ from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.engine.exchange.sharded import ShardedExchange
 
 N_EXPERTS, TOP_K, HIDDEN, N_LAYERS = 7, 3, 10, 2
-LAYOUTS = [(1, 1), (1, 2), (2, 3), (3, 1)]
+LAYOUTS = [(1, 1, 0), (1, 2, 0), (2, 3, 0), (3, 1, 0), (1, 2, 5), (2, 3, 8)]
+"""Routers, expert hosts, and slots of a layer for second and third copies."""
 
 
 class ScalingExperts:
@@ -41,11 +43,12 @@ def expert(moe_layer: int, index: int, x_RD: Tensor) -> Tensor:
     return x_RD * (1 + moe_layer + index / 8)
 
 
-def make_layout(n_routers: int, n_hosts: int) -> RankLayout:
-    """Uneven slots: 7 experts do not divide, and the layers differ."""
+def make_layout(n_routers: int, n_hosts: int, n_redundant: int) -> RankLayout:
+    """Uneven slots: 7 experts do not divide, the layers differ, and only layer 1 has copies."""
     layers = []
     for layer in range(N_LAYERS):
-        order = [(e * 3 + layer) % N_EXPERTS for e in range(N_EXPERTS)]
+        n_slots = N_EXPERTS + (n_redundant if layer == 1 else 0)
+        order = [(e * 3 + layer) % N_EXPERTS for e in range(n_slots)]
         layers.append(tuple(tuple(order[h::n_hosts]) for h in range(n_hosts)))
     members = [f"R{r}" for r in range(n_routers)] + [f"E{h}" for h in range(n_hosts)]
     return RankLayout(1, n_routers, tuple(layers), tuple(members))
@@ -87,52 +90,74 @@ def weights_for(ids_TK: Tensor) -> Tensor:
 
 
 def exchange_rank(
-    communicator: Communicator, n_routers: int, n_hosts: int, dtype: torch.dtype, exact: bool
+    communicator: Communicator,
+    n_routers: int,
+    n_hosts: int,
+    n_redundant: int,
+    dtype: torch.dtype,
+    exact: bool,
 ) -> Any:
-    """Runs every case; routers give (results by case and layer), hosts the pairs they computed."""
+    """Runs every case; routers give (results by case and layer, rows by layer and host), hosts the rows
+    that they computed by layer."""
     if exact:
         form.EXACT_SAVES_BYTES = -1
-    layout = make_layout(n_routers, n_hosts)
+    layout = make_layout(n_routers, n_hosts, n_redundant)
     rows = RowFormat(HIDDEN, TOP_K, dtype)
     rank = communicator.rank
     if rank >= n_routers:
         slots = [layer[rank - n_routers] for layer in layout.slots]
         host = HostExchange(communicator, layout, rows, ScalingExperts(slots))
-        pairs = 0
+        pairs = [0] * N_LAYERS
         for step in range(len(routings(0))):
             host.begin(agree(communicator, step, 0))
-            pairs += sum(host.serve_layer(layer) for layer in range(N_LAYERS))
+            for layer in range(N_LAYERS):
+                pairs[layer] += host.serve_layer(layer)
         return pairs
     exchange = ShardedExchange(communicator, layout, rows, n_experts=N_EXPERTS, n_moe_layers=N_LAYERS)
+    counter = RoutingCounter(N_LAYERS, N_EXPERTS, communicator.device)
     results = []
     for step, (x_TD, ids_TK) in enumerate(routings(rank)):
         exchange.begin(agree(communicator, step, len(x_TD)))
         if len(x_TD) == 0:
             exchange.idle_step(N_LAYERS)
             continue
+        watched = counter.watch(exchange)
         for layer in range(N_LAYERS):
-            handle = exchange.dispatch(layer, x_TD.to(dtype), ids_TK)
-            results.append(exchange.combine(handle, weights_for(ids_TK)).numpy())
-    return results
+            handle = watched.dispatch(layer, x_TD.to(dtype), ids_TK)
+            results.append(watched.combine(handle, weights_for(ids_TK)).numpy())
+        counter.commit()
+    return results, counter.host_rows()
 
 
 @pytest.mark.parametrize("transport", ["local", "gloo"])
 @pytest.mark.parametrize("exact", [False, True], ids=["capacity", "exact"])
-@pytest.mark.parametrize(("n_routers", "n_hosts"), LAYOUTS)
+@pytest.mark.parametrize(("n_routers", "n_hosts", "n_redundant"), LAYOUTS)
 def test_sharded_equals_reference(
     run_ranks: Callable[..., list[Any]],
     n_routers: int,
     n_hosts: int,
+    n_redundant: int,
     exact: bool,
     transport: Transport,
 ) -> None:
     dtype = torch.bfloat16 if exact else torch.float32
     ranks = run_ranks(
-        exchange_rank, n_routers + n_hosts, n_routers, n_hosts, dtype, exact, transport=transport
+        exchange_rank,
+        n_routers + n_hosts,
+        n_routers,
+        n_hosts,
+        n_redundant,
+        dtype,
+        exact,
+        transport=transport,
     )
     reference = ReferenceExchange(expert)
     n_pairs = 0
+    counted_LH = torch.zeros(N_LAYERS, n_hosts, dtype=torch.int64)
     for router in range(n_routers):
+        results, (generation, host_rows) = ranks[router]
+        assert generation == 1
+        counted_LH += torch.tensor(host_rows).view(N_LAYERS, n_hosts)
         expected = []
         for x_TD, ids_TK in routings(router):
             n_pairs += ids_TK.numel() * N_LAYERS
@@ -140,10 +165,12 @@ def test_sharded_equals_reference(
                 for layer in range(N_LAYERS):
                     handle = reference.dispatch(layer, x_TD.to(dtype), ids_TK)
                     expected.append(reference.combine(handle, weights_for(ids_TK)))
-        assert len(expected) == len(ranks[router])
-        for got, want in zip(ranks[router], expected, strict=True):
+        assert len(expected) == len(results)
+        for got, want in zip(results, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-6, atol=1e-6)
-    assert sum(ranks[n_routers:]) == n_pairs
+    computed_HL = torch.tensor(ranks[n_routers:])
+    assert computed_HL.sum() == n_pairs
+    assert torch.equal(counted_LH, computed_HL.T), "routers count what hosts compute"
 
 
 def test_form_is_decided_by_size_and_hosts() -> None:
@@ -155,4 +182,4 @@ def test_form_is_decided_by_size_and_hosts() -> None:
 def test_layout_names_an_expert_without_a_slot() -> None:
     layout = RankLayout(1, 1, (((0, 1), (3,)),), ("R0", "E0", "E1"))
     with pytest.raises(ValueError, match=r"experts \[2\] have no slot"):
-        layout.physical(0, 4)
+        layout.copies(0, 4)
