@@ -28,6 +28,19 @@ class Load:
     loaded_bytes: int = 0
     """Of the weights that are being loaded; `total_bytes` once they are there."""
     total_bytes: int = 0
+    host_rows_generation: int = 0
+    """Routers: the generation of `host_rows`; 0 is none."""
+    host_rows: tuple[int, ...] = ()
+    """Routers: rows for each MoE layer and expert host, flattened [layer, host], since that generation's
+    first step."""
+    running_requests: int = 0
+    """Routers: requests that are being computed, now."""
+    queued_requests: int = 0
+    """Routers: requests that wait for their first step, now."""
+    queued_tokens: int = 0
+    """Routers: tokens of prompts that are still to be computed, now."""
+    busy_s: float = 0.0
+    """Seconds spent on steps, waits for other ranks apart, since its start."""
 
 
 class LoadTable:

@@ -109,6 +109,12 @@ def load_to_proto(load: Load) -> pb.LoadReport:
         cache_blocks_used=load.cache_blocks_used,
         loaded_bytes=load.loaded_bytes,
         total_bytes=load.total_bytes,
+        host_rows_generation=load.host_rows_generation,
+        host_rows=load.host_rows,
+        running_requests=load.running_requests,
+        queued_requests=load.queued_requests,
+        queued_tokens=load.queued_tokens,
+        busy_s=load.busy_s,
     )
 
 
@@ -124,4 +130,10 @@ def load_from_proto(message: pb.LoadReport) -> Load:
         cache_blocks_used=message.cache_blocks_used,
         loaded_bytes=message.loaded_bytes,
         total_bytes=message.total_bytes,
+        host_rows_generation=message.host_rows_generation,
+        host_rows=tuple(message.host_rows),
+        running_requests=message.running_requests,
+        queued_requests=message.queued_requests,
+        queued_tokens=message.queued_tokens,
+        busy_s=message.busy_s,
     )
