@@ -1,0 +1,277 @@
+"""Scaling as it goes on in the coordinator: what people ask for, what Serve is told, what the load decides.
+
+Serve holds the numbers; this only sets them, through the same endpoint that people use. So whatever
+stands there and was not set here is somebody's wish: it is kept when the rules allow it, and set back when
+they do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from expertmesh.cluster.autoscaling import (
+    Autoscaler,
+    BusyMeter,
+    Decision,
+    DeploymentState,
+    PolicyError,
+    find_policy,
+    metrics_of,
+)
+from expertmesh.cluster.balancing import BalanceTrigger
+from expertmesh.cluster.scaling import (
+    DEPLOYMENTS,
+    Capacity,
+    ScaleRefusedError,
+    ScaleRules,
+    ScalerUnavailableError,
+    ScalingFacts,
+    ServePort,
+)
+from expertmesh.configs.schema import DeploymentConfig
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""How often Serve is asked what it was told by others."""
+UNAVAILABLE_POLL_S = 5.0
+"""The same while it does not answer."""
+BUSY_WINDOW_S = 5.0
+NOTE_S = 60.0
+"""How long a refusal that nobody waited for is shown."""
+
+BY_HAND, BY_LOAD = "by hand", "by the autoscaler"
+
+
+class ScaledCluster(Protocol):
+    """The coordinator, as far as scaling is concerned."""
+
+    def facts(self) -> ScalingFacts:
+        """What it knows now."""
+
+    def rebalance(self, reason: str) -> bool:
+        """Begins to rebalance; whether there is anything to move."""
+
+
+class ScalingLoop:
+    """A task in the coordinator's event loop.
+
+    Args:
+        config: the deployment's.
+        port: the way to Serve.
+        cluster: the coordinator.
+        observe: told of every number that was set here: the decision, and by whom.
+        poll_s: how often Serve is asked.
+    """
+
+    def __init__(
+        self,
+        config: DeploymentConfig,
+        port: ServePort,
+        cluster: ScaledCluster,
+        observe: Callable[[Decision, str], None] | None = None,
+        poll_s: float = POLL_S,
+    ) -> None:
+        self._config = config
+        self._port = port
+        self._cluster = cluster
+        self._observe = observe
+        self._poll_s = poll_s
+        self._rules = ScaleRules.of(config)
+        self._autoscaler = _autoscaler(config)
+        self._busy = BusyMeter(BUSY_WINDOW_S)
+        self._targets: dict[str, int] = {}
+        """The last good ones."""
+        self._lock = asyncio.Lock()
+        """Held from reading Serve's numbers until they are acted upon."""
+        self._unavailable = ""
+        self._note = ("", 0.0)
+        self._next_decision_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begins, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ends; what Serve was told stands."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def targets(self) -> dict[str, int] | None:
+        """Replicas that each deployment is to have; None before Serve has told."""
+        return dict(self._targets) or None
+
+    @property
+    def note(self) -> str:
+        """Why a number that somebody gave to Serve was set back a short time ago; else empty."""
+        text, until_s = self._note
+        return text if text and self._now_s() < until_s else ""
+
+    # ------------------------------------------------------------------ by hand
+
+    async def scale(self, deployment: str, n_replicas: int) -> int:
+        """Sets how many replicas a deployment is to have; gives how many it was to have before.
+
+        Raises:
+            ScaleRefusedError: it cannot have so many; nothing has changed.
+            ScalerUnavailableError: Serve cannot be asked at the moment.
+        """
+        facts = self._cluster.facts()
+        if facts.draining:
+            raise ScaleRefusedError(f"{deployment}: the deployment is shutting down")
+        self._rules.check(deployment, n_replicas, facts)
+        async with self._lock:
+            await self._read()
+            before = self._targets.get(deployment, 0)
+            await self._check(deployment, n_replicas, before)
+            if n_replicas != before:
+                await self._set(Decision(deployment, before, n_replicas, "asked for"), BY_HAND)
+            self._hold(deployment)
+        return before
+
+    # ------------------------------------------------------------------ the loop
+
+    async def _run(self) -> None:
+        trigger = BalanceTrigger(self._config.balance, self._now_s())
+        interval_s = self._poll_s
+        if self._autoscaler:
+            interval_s = min(interval_s, self._config.autoscaling.interval_s)
+        while True:
+            pause_s = interval_s
+            try:
+                if why := trigger.due(self._cluster.facts(), self._now_s()):
+                    self._rebalance(why)
+                await self._poll()
+            except ScalerUnavailableError as error:
+                pause_s = max(interval_s, UNAVAILABLE_POLL_S)
+                if str(error) != self._unavailable:
+                    logger.warning("scaling is out of reach: %s", error)
+                self._unavailable = str(error)
+            except Exception:
+                logger.exception("a round of scaling failed")
+            await asyncio.sleep(pause_s)
+
+    async def _poll(self) -> None:
+        async with self._lock:
+            if self._cluster.facts().draining:
+                return
+            await self._read()
+            if self._unavailable:
+                logger.info("scaling is within reach again")
+                self._unavailable = ""
+            if self._autoscaler and self._now_s() >= self._next_decision_s:
+                self._next_decision_s = self._now_s() + self._config.autoscaling.interval_s
+                await self._autoscale(self._autoscaler)
+
+    def _rebalance(self, why: str) -> None:
+        begun = self._cluster.rebalance(why)
+        logger.info("rebalance: %s%s", why, "" if begun else "; nothing is to be moved")
+
+    async def _read(self) -> None:
+        """Takes over the numbers that others gave to Serve, or sets them back."""
+        for deployment, n in (await self._port.targets()).items():
+            if deployment not in DEPLOYMENTS:
+                continue
+            good = self._targets.get(deployment)
+            if good is None:
+                self._targets[deployment] = await self._first(deployment, n)
+            elif n != good:
+                await self._take_over(deployment, good, n)
+
+    async def _first(self, deployment: str, n: int) -> int:
+        """The number that Serve has when it is seen first, if it is acceptable."""
+        configured: int = getattr(self._config, deployment).replicas
+        try:
+            self._rules.check(deployment, n, self._cluster.facts())
+        except ScaleRefusedError as error:
+            await self._set_back(deployment, configured, error)
+            return configured
+        if n != configured:
+            # Somebody may have scaled it by hand before this coordinator was restarted.
+            self._hold(deployment)
+        return n
+
+    async def _take_over(self, deployment: str, good: int, n: int) -> None:
+        try:
+            await self._check(deployment, n, good)
+        except ScaleRefusedError as error:
+            await self._set_back(deployment, good, error)
+        else:
+            logger.info("%s: %d -> %d replicas, told to Serve by somebody", deployment, good, n)
+            self._targets[deployment] = n
+            self._hold(deployment)
+
+    async def _set_back(self, deployment: str, good: int, error: ScaleRefusedError) -> None:
+        await self._port.set_target(deployment, good)
+        text = f"{error}; set back to {good}"
+        self._note = (text, self._now_s() + NOTE_S)
+        logger.warning("what Serve was told was refused: %s", text)
+
+    async def _check(self, deployment: str, n: int, before: int) -> None:
+        facts = self._cluster.facts()
+        self._rules.check(deployment, n, facts, await self._port.capacity() if n > before else None)
+
+    async def _set(self, decision: Decision, by: str) -> None:
+        deployment, before, n = decision.deployment, decision.before, decision.after
+        await self._port.set_target(deployment, n)
+        self._targets[deployment] = n
+        self._note = ("", 0.0)
+        logger.info("%s: %d -> %d replicas, %s: %s", deployment, before, n, by, decision.reason)
+        if self._observe:
+            self._observe(decision, by)
+
+    def _hold(self, deployment: str) -> None:
+        if self._autoscaler:
+            self._autoscaler.hold(deployment, self._now_s())
+
+    # ------------------------------------------------------------------ by load
+
+    async def _autoscale(self, autoscaler: Autoscaler) -> None:
+        facts = self._cluster.facts()
+        states = self._states(facts, await self._port.capacity())
+        # On a thread: the policy may be the user's, and the coordinator must go on meanwhile.
+        for decision in await asyncio.to_thread(autoscaler.decide, states, self._now_s()):
+            try:
+                await self._check(decision.deployment, decision.after, decision.before)
+                await self._set(decision, BY_LOAD)
+            except ScaleRefusedError as error:
+                logger.warning("the autoscaler's decision was refused: %s", error)
+
+    def _states(self, facts: ScalingFacts, capacity: Capacity) -> dict[str, DeploymentState]:
+        busy = self._busy.shares({name: load.busy_s for name, load in facts.loads.items()}, self._now_s())
+        states = {}
+        for deployment, target in self._targets.items():
+            members = facts.of(deployment)
+            loads = {
+                m.incarnation: facts.loads[m.incarnation] for m in members if m.incarnation in facts.loads
+            }
+            states[deployment] = DeploymentState(
+                current=len(members),
+                target=target,
+                fewest=self._rules.fewest(deployment, facts),
+                # Replicas that wait for their resources are no reason to want fewer.
+                most=max(self._rules.most(deployment, capacity), target),
+                metrics=metrics_of(deployment, loads, busy),
+            )
+        return states
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _autoscaler(config: DeploymentConfig) -> Autoscaler | None:
+    if not config.autoscaling.enabled:
+        return None
+    try:
+        return Autoscaler(config.autoscaling, find_policy(config.autoscaling.policy))
+    except PolicyError as error:
+        logger.error("the autoscaler stays off: %s", error)
+        return None
