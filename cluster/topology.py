@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 
 from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.state import View
@@ -36,6 +37,9 @@ def topology_update(
             update.cache_blocks.append(load.cache_blocks)
             update.cache_blocks_used.append(load.cache_blocks_used)
         update.expert_rows.extend(loads.expert_rows(view.generation))
+        update.window_expert_rows.extend(chain.from_iterable(loads.window_expert_rows() or ()))
+        update.window_host_rows.extend(loads.window_host_rows(view.generation))
+        update.imbalance = loads.imbalance(view.generation)
     return update
 
 

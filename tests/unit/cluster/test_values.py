@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import astuple
 
 import pytest
 from fake_member import member_info
@@ -77,7 +78,8 @@ def test_messages_carry_everything(generation: Generation) -> None:
     hello = hello_to_proto(member_info("r0"), 2, 3)
     assert member_from_proto(hello) == member_info("r0")
     assert (hello.generation, hello.seen_generation) == (2, 3)
-    load = Load(5, (1, 2), 3, 4, {"gate": 0.5}, 100, 7)
+    load = Load(5, (1, 2), 3, 4, {"gate": 0.5}, 100, 7, 8, 9, 10, (11, 12), 13, 14, 15, 1.5)
+    assert 0 not in astuple(load), "every figure is told"
     assert load_from_proto(load_to_proto(load)) == load
 
 
@@ -88,11 +90,11 @@ def test_a_hello_without_role_is_refused() -> None:
 
 def test_loads_are_added_up_over_routers_and_gateways(generation: Generation) -> None:
     table = LoadTable()
-    table.report("r0", Load(10, (1, 2, 3)))
-    table.report("r1", Load(20, (4, 5, 6)))
-    table.report("e0", Load(7))
-    table.report("g0", Load(outstanding_requests=2))
-    table.report("g1", Load(outstanding_requests=3))
+    table.report("r0", Load(10, (1, 2, 3)), 0.0)
+    table.report("r1", Load(20, (4, 5, 6)), 0.0)
+    table.report("e0", Load(7), 0.0)
+    table.report("g0", Load(outstanding_requests=2), 0.0)
+    table.report("g1", Load(outstanding_requests=3), 0.0)
     assert [load.tokens for load in table.members(generation)] == [10, 20, 7, 0, 0]
     assert table.expert_rows(generation) == [5, 7, 9]
     assert table.outstanding_requests == 5
