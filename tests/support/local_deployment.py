@@ -61,6 +61,8 @@ class Settings:
     max_running: int = 32
     step_budget_ms: float = 1e6
     transport: Transport = "local"
+    moves_experts: bool = False
+    """Planned changes follow each other without a pause; each gives every host other experts."""
 
 
 class AbortingCommunicator:
@@ -143,10 +145,14 @@ class LocalDeployment:
         self._director = threading.Thread(target=self._direct, daemon=True)
         self._stopping = False
         self._number = 0
-        self._answers: dict[str, set[int]] = {"prepared": set(), "abandoned": set()}
+        self._answers: set[tuple[str, int, int]] = set()
+        """(what, generation, rank)"""
+        self._engaged: list[int] = []
+        """The live generation and the one prepared beside it."""
+        self._epochs: dict[int, int] = {}
         self._accused = False
+        self.n_switches = 0
         self._failures: list[str] = []
-        self._epoch = 0
         self._finished: dict[RequestKey, Finished] = {}
         self.routers = [_LocalRouter(self, rank) for rank in range(settings.n_routers)]
         self.hosts = [_LocalHost(self, settings.n_routers + h) for h in range(settings.n_hosts)]
@@ -206,48 +212,81 @@ class LocalDeployment:
 
     def tell(self, what: str, rank: int, number: int) -> None:
         with self._changed:
-            if number == self._number:
-                self._answers[what].add(rank)
-                self._changed.notify_all()
+            self._answers.add((what, number, rank))
+            self._changed.notify_all()
 
     def wake(self, number: int, epoch: int) -> None:
         with self._changed:
-            if number != self._number or epoch <= self._epoch:
+            if number not in self._epochs or epoch <= self._epochs[number]:
                 return
-            self._epoch = epoch
+            self._epochs[number] = epoch
         for member in self._members:
             member.follower.on_wake(number, epoch)
 
     def accuse(self, number: int, reason: str) -> None:
         with self._changed:
-            if number == self._number:
+            if number in self._engaged:
                 self._accused = True
                 self._failures.append(reason)
                 self._changed.notify_all()
 
     def _direct(self) -> None:
+        """The coordinator's part: form, move experts if asked to, and form anew when a step breaks."""
         while not self._stopping:
-            self._number += 1
-            self._epoch = 0
-            for answers in self._answers.values():
-                answers.clear()
             self._accused = False
-            for member in self._members:
-                member.follower.on_prepare(self._number, member.build(self._number))
-            if self._all("prepared"):
+            self._engaged = []
+            self._prepare()
+            if self._all("prepared", self._number):
+                self._epochs[self._number] = 0
                 for member in self._members:
                     member.follower.on_live(self._number)
+            while self.settings.moves_experts and self._goes_on and self._move():
+                pass
             with self._changed:
-                self._changed.wait_for(lambda: self._accused or self._stopping)
-            for member in self._members:
-                member.follower.on_abandon(self._number, "the test says so")
-            self._all("abandoned")
+                self._changed.wait_for(lambda: not self._goes_on)
+            for number in self._engaged:
+                for member in self._members:
+                    member.follower.on_abandon(number, "the test says so")
+            for number in self._engaged:
+                self._all("abandoned", number, at_any_rate=True)
 
-    def _all(self, what: str) -> bool:
+    @property
+    def _goes_on(self) -> bool:
+        return not (self._accused or self._stopping)
+
+    def _prepare(self) -> None:
+        self._number += 1
+        self._engaged.append(self._number)
+        for member in self._members:
+            member.follower.on_prepare(self._number, member.build(self._number))
+
+    def _move(self) -> bool:
+        """One planned change; False when it was broken off."""
+        number = self._number
+        self._prepare()
+        if not self._all("prepared", self._number):
+            return False
+        self._epochs[self._number] = 1
+        for member in self._members:
+            member.follower.on_switch(number, self._number)
+        self.wake(number, self._epochs[number] + 1)
+        if not self._all("abandoned", number):
+            return False
+        self._engaged.remove(number)
+        self.n_switches += 1
+        return True
+
+    def _all(self, what: str, number: int, *, at_any_rate: bool = False) -> bool:
+        """Waits for every member's answer; whether they all came."""
+
+        def have_all() -> bool:
+            return all((what, number, rank) in self._answers for rank in range(len(self._members)))
+
         with self._changed:
-            return self._changed.wait_for(
-                lambda: len(self._answers[what]) == len(self._members) or self._stopping, DEADLINE_S
+            self._changed.wait_for(
+                lambda: have_all() or self._stopping or (self._accused and not at_any_rate), DEADLINE_S
             )
+            return have_all()
 
     # ------------------------------------------------------------ what members build
 
@@ -317,6 +356,9 @@ class _Reports:
 
     def abandoned(self, generation: int) -> None:
         self._deployment.tell("abandoned", self._rank, generation)
+
+    def switched(self, generation: int) -> None:
+        pass
 
     def accuse(self, generation: int, reason: str) -> None:
         self._deployment.accuse(generation, reason)

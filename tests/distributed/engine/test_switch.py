@@ -1,0 +1,85 @@
+"""Planned changes while requests run: no bit of their results differs, and none waits for a formation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from local_deployment import LocalDeployment, Settings
+from tiny_checkpoints import Kind
+
+from expertmesh.engine.request import Request, RequestKey, SamplingParams
+
+
+def requests(n_tokens: int = 20) -> list[Request]:
+    """Greedy and sampled, of unequal lengths."""
+    return [
+        Request(
+            RequestKey(f"r{i}"),
+            tuple((5 * i + 3 * t) % 97 for t in range(6 + 9 * i)),
+            SamplingParams(max_tokens=n_tokens + i, temperature=0.8 * (i % 2), seed=i, logprobs=1),
+        )
+        for i in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "transport"), [((2, 3), "local"), ((1, 2), "gloo")], ids=["2x3-local", "1x2-gloo"]
+)
+def test_experts_move_while_requests_run(
+    tiny_checkpoint: Callable[[Kind], Path], shape: tuple[int, int], transport: Literal["local", "gloo"]
+) -> None:
+    settings = Settings(tiny_checkpoint("v3"), *shape, max_step_tokens=16, tile_rows=8, transport=transport)
+    with LocalDeployment(settings) as undisturbed:
+        expected = undisturbed.run(requests(), lambda i: i % shape[0])
+    with LocalDeployment(replace(settings, moves_experts=True)) as moving:
+        got = moving.run(requests(), lambda i: i % shape[0])
+        assert moving._failures == []
+        assert moving.n_switches >= 2
+
+    assert got == expected
+    for still, moved in zip(undisturbed.routers, moving.routers, strict=True):
+        assert still.sampler.logits.keys() == moved.sampler.logits.keys()
+        for place, logits_V in still.sampler.logits.items():
+            assert torch.equal(logits_V, moved.sampler.logits[place]), place
+        assert moved.blocks.n_used == 0
+
+
+def test_a_step_that_breaks_around_a_switch_is_run_again(tiny_checkpoint: Callable[[Kind], Path]) -> None:
+    """Every generation breaks at another collective, many before or right after they are switched to."""
+    settings = Settings(tiny_checkpoint("v3"), max_step_tokens=16, tile_rows=8)
+    with LocalDeployment(settings) as undisturbed:
+        expected = undisturbed.run(requests())
+
+    def plan(number: int) -> int | None:
+        return 1 + 4 * number if number < 20 else None
+
+    with LocalDeployment(replace(settings, moves_experts=True), plan) as disturbed:
+        got = disturbed.run(requests())
+        n_failures = len(disturbed._failures)
+
+    assert n_failures > 3
+    assert got == expected
+
+
+def test_a_fused_router_goes_over_by_itself(tiny_checkpoint: Callable[[Kind], Path]) -> None:
+    settings = Settings(tiny_checkpoint("v3"), n_hosts=0, tile_rows=8)
+    with LocalDeployment(settings) as undisturbed:
+        expected = undisturbed.run(requests())
+    with LocalDeployment(replace(settings, moves_experts=True)) as moving:
+        assert moving.run(requests()) == expected
+        assert moving.n_switches > 0
+
+
+def test_a_parked_generation_is_switched_too(tiny_checkpoint: Callable[[Kind], Path]) -> None:
+    settings = Settings(tiny_checkpoint("v3"), tile_rows=8, moves_experts=True)
+    with LocalDeployment(settings) as moving:
+        with moving._changed:
+            assert moving._changed.wait_for(lambda: moving.n_switches >= 3, 60)
+        first = moving.run(requests(3))
+    with LocalDeployment(replace(settings, moves_experts=False)) as still:
+        assert still.run(requests(3)) == first
