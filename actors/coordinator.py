@@ -9,9 +9,12 @@ from typing import Any
 
 import ray
 
+from expertmesh.actors.scaler import DashboardPort, ScalingMetrics
 from expertmesh.cluster.coordinator import Coordinator, rules_of
+from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.member import FindCoordinator
 from expertmesh.cluster.placement.contiguous import ContiguousPlacer
+from expertmesh.cluster.scaling_loop import ScalingLoop
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.models.checkpoint import check_checkpoint
 
@@ -37,7 +40,9 @@ class CoordinatorActor:
     def __init__(self, config_json: str, n_moe_layers: int, n_experts: int, linger_s: float) -> None:
         config = DeploymentConfig.model_validate_json(config_json)
         place = ContiguousPlacer(n_moe_layers, n_experts)
-        self._coordinator = Coordinator(rules_of(config), place)
+        loads = LoadTable(n_experts=n_experts, window_s=config.balance.window_s)
+        scaling = partial(ScalingLoop, config, DashboardPort(config.name), observe=ScalingMetrics())
+        self._coordinator = Coordinator(rules_of(config), place, loads=loads, scaling=scaling)
         self._linger_s = linger_s
         self._starting: asyncio.Task[str] | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 import urllib.error
 import urllib.request
@@ -17,13 +16,13 @@ from typing import Any
 import ray
 
 # Private, because Ray has no public way: its token may stand in two variables and a file, or come from
-# Kubernetes; what is free is public for the cluster's sum alone; how far the cluster may grow is not at all.
+# Kubernetes; what is free is public for the cluster's sum alone; how far the cluster may grow, not at all.
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray._private.state import available_resources_per_node, state
+from ray.util.metrics import Counter, Gauge
 
+from expertmesh.cluster.autoscaling import Decision
 from expertmesh.cluster.scaling import Capacity, Resources, ScaleRefusedError, ScalerUnavailableError
-
-logger = logging.getLogger(__name__)
 
 CALL_S = 10.0
 """For one request; the first may find Serve's part of the dashboard still starting."""
@@ -31,7 +30,7 @@ APPLICATIONS = "/api/serve/applications/"
 VERSION = "/api/version"
 DELETING = "DELETING"
 """The state of an application whose numbers say nothing any more."""
-DISABLED, NOT_FOUND = 412, 404
+DISABLED = 412
 NOT_LET_IN = (401, 403)
 
 
@@ -97,7 +96,7 @@ class DashboardPort:
             text = error.read().decode(errors="replace")[:500]
             if error.code == DISABLED:
                 raise ScaleRefusedError(
-                    f"the application {self._app_name!r} was not deployed with external_scaler_enabled: true"
+                    f"application {self._app_name!r} was deployed without external_scaler_enabled: true"
                 ) from error
             if error.code in NOT_LET_IN:
                 text = f"the token that Ray has on this node is not the dashboard's: {text}"
@@ -150,3 +149,29 @@ def capacity_of(deployments: Mapping[str, Any], free: Iterable[Mapping[str, floa
             for name, details in deployments.items()
         },
     )
+
+
+class ScalingMetrics:
+    """Counts the numbers of replicas that were set, in Ray's metrics.
+
+    For `ScalingLoop(observe=...)`; to be made in the process of an actor.
+    """
+
+    def __init__(self) -> None:
+        self._decisions = Counter(
+            "expertmesh_scale_decisions",
+            "Changes of a deployment's number of replicas.",
+            tag_keys=("deployment", "direction", "by"),
+        )
+        self._targets = Gauge(
+            "expertmesh_target_replicas",
+            "Replicas that a deployment is to have.",
+            tag_keys=("deployment",),
+        )
+
+    def __call__(self, decision: Decision, by: str) -> None:
+        """A number was set."""
+        deployment = decision.deployment
+        direction = "up" if decision.after > decision.before else "down"
+        self._decisions.inc(1, {"deployment": deployment, "direction": direction, "by": by})
+        self._targets.set(decision.after, {"deployment": deployment})

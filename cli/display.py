@@ -63,6 +63,52 @@ def waiting_line(topology: pb.Topology | None, replicas: Mapping[str, tuple[int,
     return "loading weights and forming a generation (" + ", ".join(parts) + ")"
 
 
+def scaling_line(topology: pb.Topology, what: str, n_replicas: int) -> str:
+    """What a change of the number of routers or expert hosts waits for."""
+    members = topology.routers if what == "routers" else topology.experts
+    parts = [f"{what} {len(members)}/{n_replicas}", f"generation {topology.generation} {topology.state}"]
+    if topology.reason:
+        parts.append(topology.reason)
+    if topology.HasField("change"):
+        parts.append(change_text(topology.change))
+    elif topology.last_change.outcome == "rolled back":
+        parts.append(f"last try: {change_text(topology.last_change)}")
+    return ", ".join(parts)
+
+
+def change_text(change: pb.Change) -> str:
+    """A change of generation in words."""
+    how = "under way for" if change.outcome == "under way" else f"{change.outcome} after"
+    reason = f": {change.reason}" if change.reason else ""
+    return f"{change.kind} to generation {change.generation}, {how} {change.seconds:.2f} s{reason}"
+
+
+def change_lines(topology: pb.Topology, now_unix_s: float) -> list[str]:
+    """What has changed last, what changes now, and how even the load is; empty when nothing is known."""
+    lines = []
+    if topology.HasField("last_change"):
+        last = topology.last_change
+        ago = age_text(max(now_unix_s - last.unix_s, 0.0))
+        lines.append(f"last change ({ago} ago): {change_text(last)}")
+    if topology.HasField("change"):
+        lines.append(f"change: {change_text(topology.change)}")
+    if topology.imbalance:
+        lines.append(f"load: {imbalance_text(topology.imbalance)}")
+    return lines
+
+
+def imbalance_text(imbalance: float) -> str:
+    """How even the expert hosts' load is."""
+    return f"the most loaded expert host has {imbalance:.2f} times the mean"
+
+
+def age_text(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
 def loaded_fraction(topology: pb.Topology | None) -> float | None:
     """How much of the weights is loaded; None before anybody loads."""
     if topology is None or not topology.total_bytes:

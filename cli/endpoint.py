@@ -47,6 +47,17 @@ class Endpoint:
         """The served models."""
         return list(self._call(self._inference.ListModels, pb.ListModelsRequest(), timeout_s).models)
 
+    def scale(self, what: str, n_replicas: int, timeout_s: float) -> int:
+        """Sets how many `routers` or `experts` serve; gives how many were wanted before."""
+        request = pb.ScaleRequest(what=what, replicas=n_replicas)
+        answer: pb.ScaleResponse = self._call(self._cluster.Scale, request, timeout_s)
+        return answer.replicas_before
+
+    def rebalance(self, timeout_s: float) -> pb.RebalanceResponse:
+        """Has experts moved until their hosts have even load."""
+        answer: pb.RebalanceResponse = self._call(self._cluster.Rebalance, pb.RebalanceRequest(), timeout_s)
+        return answer
+
     def generate(self, request: pb.GenerateRequest, timeout_s: float) -> Iterator[pb.GenerateChunk]:
         """A generation's chunks as they come; closing the iterator cancels it."""
         with self._errors():

@@ -37,6 +37,13 @@ class Dtype(StrEnum):
     BF16 = "bf16"
 
 
+class Scaled(StrEnum):
+    """What `scale` scales."""
+
+    EXPERTS = "experts"
+    ROUTERS = "routers"
+
+
 class Device(StrEnum):
     """`--device`"""
 
@@ -174,6 +181,46 @@ def status(
     from expertmesh.cli import status as command
 
     command.run(address, app_name, timeout_s, as_json, Console())
+
+
+@app.command()
+def scale(
+    what: Annotated[Scaled, typer.Argument(help="Expert hosts, or routers.")],
+    replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="How many are to serve.")],
+    address: AddressOption = DEFAULT_ADDRESS,
+    app_name: AppOption = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until they serve; else until it is accepted.")
+    ] = True,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="The longest wait.")] = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Set how many expert hosts or routers serve, while requests run."""
+    from expertmesh.cli import scale as command
+
+    command.run_scale(
+        address,
+        app_name,
+        what.value,
+        replicas,
+        wait=wait,
+        timeout_s=timeout_s,
+        as_json=as_json,
+        console=Console(),
+    )
+
+
+@app.command()
+def rebalance(
+    address: AddressOption = DEFAULT_ADDRESS,
+    app_name: AppOption = None,
+    timeout_s: TimeoutOption = 40.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Move and copy experts until their hosts have even load, while requests run."""
+    from expertmesh.cli import scale as command
+
+    command.run_rebalance(address, app_name, timeout_s, as_json, Console())
 
 
 @app.command(hidden=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from expertmesh.cli import display
 from expertmesh.cli.endpoint import Endpoint
 from expertmesh.proto.v1 import inference_pb2 as pb
 
@@ -47,6 +49,8 @@ def print_status(console: Console, topology: pb.Topology, models: Iterable[pb.Mo
             f"model {model.name}: {model.architecture}, up to {model.max_context_tokens} tokens{tokenizer}",
             highlight=False,
         )
+    for line in display.change_lines(topology, time.time()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     table = Table("rank", "role", "node", "pid", "device", "tokens", "share", box=None)
     table.columns[5].justify = table.columns[6].justify = "right"
     for role, members in (("router", topology.routers), ("experts", topology.experts)):

@@ -12,8 +12,10 @@ def check_rebalance(config: BalanceConfig, facts: ScalingFacts) -> None:
     Raises:
         RebalanceRefusedError: there is not; the message says what is missing.
     """
+    if not facts.serving:
+        raise RebalanceRefusedError("no generation is live")
     if not facts.n_experts:
-        raise RebalanceRefusedError("no live generation has expert hosts")
+        raise RebalanceRefusedError("no experts stand on hosts of their own: there is nothing to move")
     if len(facts.of(EXPERTS)) < 2:
         raise RebalanceRefusedError("there is one expert host alone: its load is all there is")
     if facts.window_rows < config.min_rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -27,6 +28,14 @@ from expertmesh.cluster.actions import (
 from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.membership import Membership
 from expertmesh.cluster.placement.interface import Placer
+from expertmesh.cluster.scaling import (
+    InvalidScaleError,
+    RefusedError,
+    ScalerUnavailableError,
+    ScalingFacts,
+    scaling_facts,
+)
+from expertmesh.cluster.scaling_loop import ScaledCluster, ScalingLoop
 from expertmesh.cluster.state import MembershipRules
 from expertmesh.cluster.topology import topology_update
 from expertmesh.cluster.types import MemberInfo, Role
@@ -92,11 +101,24 @@ class _Session:
 
 
 class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.CoordinatorServicer):
-    """Serves internal.v1.Membership and internal.v1.Coordinator around a `Membership` machine."""
+    """Serves internal.v1.Membership and internal.v1.Coordinator around a `Membership` machine.
 
-    def __init__(self, rules: MembershipRules, place: Placer) -> None:
+    Args:
+        rules: of the state machine.
+        place: where experts stand.
+        scaling: makes what scales the deployment; without it nobody does.
+        loads: takes what members report.
+    """
+
+    def __init__(
+        self,
+        rules: MembershipRules,
+        place: Placer,
+        scaling: Callable[[ScaledCluster], ScalingLoop] | None = None,
+        loads: LoadTable | None = None,
+    ) -> None:
         self._machine = Membership(rules, place)
-        self._loads = LoadTable()
+        self._loads = loads or LoadTable()
         self._sessions: dict[str, _Session] = {}
         self._draining = False
         self._server: grpc.aio.Server | None = None
@@ -105,6 +127,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         self._occupied = asyncio.Event()
         self._vacant = asyncio.Event()
         self._vacant.set()
+        self._scaling = scaling(self) if scaling else None
 
     # ------------------------------------------------------------------ life
 
@@ -116,10 +139,14 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         bound = server.add_insecure_port(f"{host}:{port}")
         await server.start()
         self._server = server
+        if self._scaling:
+            self._scaling.start()
         return f"{host}:{bound}"
 
     async def stop(self) -> None:
         """Ends every stream without excluding anybody."""
+        if self._scaling:
+            await self._scaling.stop()
         if self._timer:
             self._timer.cancel()
         if self._server:
@@ -179,6 +206,43 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
                     self._send_drain(session)
         return pb.BeginDrainResponse()
 
+    async def Scale(self, request: pb.ScaleRequest, context: Any) -> pb.ScaleResponse:  # noqa: N802
+        """Sets how many replicas a deployment has."""
+        try:
+            before = await self._scales().scale(request.deployment, request.replicas)
+        except (RefusedError, ScalerUnavailableError) as error:
+            await context.abort(_scaling_code(error), str(error))
+        return pb.ScaleResponse(replicas_before=before)
+
+    async def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> pb.RebalanceResponse:  # noqa: N802
+        """Moves experts until the load is even."""
+        try:
+            begun, imbalance = self._scales().rebalance()
+        except (RefusedError, ScalerUnavailableError) as error:
+            await context.abort(_scaling_code(error), str(error))
+        return pb.RebalanceResponse(begun=begun, imbalance=imbalance)
+
+    # ------------------------------------------------------------------ scaling
+
+    def facts(self) -> ScalingFacts:
+        """What scaling depends on."""
+        return scaling_facts(
+            self._machine.view(),
+            self._loads,
+            members=tuple(session.member for session in self._sessions.values()),
+            draining=self._draining,
+        )
+
+    def rebalance(self, reason: str) -> bool:
+        """Rebalances in the background; whether there is anything to move."""
+        self._apply(self._machine.rebalance(reason, self._now_s()))
+        return self._machine.rebalancing
+
+    def _scales(self) -> ScalingLoop:
+        if self._scaling is None:
+            raise ScalerUnavailableError("this coordinator was started without a way to scale")
+        return self._scaling
+
     # ------------------------------------------------------------------ streams
 
     def _enter(self, session: _Session, hello: pb.Hello) -> None:
@@ -232,7 +296,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
                 wake = message.wake_request
                 self._apply(machine.wake_request(incarnation, wake.generation, wake.epoch, now_s))
             case "load":
-                self._loads.report(incarnation, load_from_proto(message.load))
+                self._loads.report(incarnation, load_from_proto(message.load), now_s)
             case "leaving":
                 self._apply(machine.leaving(incarnation, now_s))
 
@@ -272,13 +336,16 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         session.send(pb.CoordinatorMessage(topology=self._topology()))
 
     def _topology(self) -> pb.TopologyUpdate:
-        return topology_update(
+        update = topology_update(
             self._machine.view(),
             self._loads,
             draining=self._draining,
-            targets=None,
+            targets=self._scaling.targets if self._scaling else None,
             now_s=self._now_s(),
         )
+        if self._scaling and not update.reason:
+            update.reason = self._scaling.note
+        return update
 
     # ------------------------------------------------------------------ time
 
@@ -305,3 +372,12 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
         self._timer = None
         self._in_grace = False
         self._apply(self._machine.tick(self._now_s()))
+
+
+def _scaling_code(error: RefusedError | ScalerUnavailableError) -> grpc.StatusCode:
+    match error:
+        case InvalidScaleError():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case RefusedError():
+            return grpc.StatusCode.FAILED_PRECONDITION
+    return grpc.StatusCode.UNAVAILABLE

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from expertmesh.cluster.load import Load
+from expertmesh.cluster.scaling import InvalidScaleError, RebalanceRefusedError, ScaleRefusedError
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, MemberInfo
 from expertmesh.cluster.wire import generation_from_proto, hello_to_proto, load_to_proto
@@ -129,15 +130,52 @@ class MemberClient:
 
         Raises CoordinatorUnavailableError when there is no coordinator or it does not answer in time.
         """
-        if self._stub is None:
-            raise CoordinatorUnavailableError("there is no stream to the coordinator")
         try:
-            update: pb.TopologyUpdate = await self._stub.GetState(pb.GetStateRequest(), timeout=timeout_s)
+            update: pb.TopologyUpdate = await self._ask("GetState", pb.GetStateRequest(), timeout_s)
         except grpc.aio.AioRpcError as error:
             raise CoordinatorUnavailableError(
                 f"the coordinator did not tell its state within {timeout_s:g} s: {error.details()}"
             ) from error
         return update
+
+    async def scale(self, deployment: str, n_replicas: int, timeout_s: float = 30.0) -> int:
+        """Sets how many replicas a deployment is to have; gives how many it was to have before.
+
+        Raises:
+            ScaleRefusedError: it cannot have so many; nothing has changed.
+            CoordinatorUnavailableError: neither the coordinator nor, through it, Serve can be asked now.
+        """
+        request = pb.ScaleRequest(deployment=deployment, replicas=n_replicas)
+        try:
+            answer: pb.ScaleResponse = await self._ask("Scale", request, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            match error.code():
+                case grpc.StatusCode.INVALID_ARGUMENT:
+                    raise InvalidScaleError(error.details()) from error
+                case grpc.StatusCode.FAILED_PRECONDITION:
+                    raise ScaleRefusedError(error.details()) from error
+            raise CoordinatorUnavailableError(f"cannot scale: {error.details()}") from error
+        return int(answer.replicas_before)
+
+    async def rebalance(self, timeout_s: float = 30.0) -> pb.RebalanceResponse:
+        """Has experts moved until their hosts have even load.
+
+        Raises:
+            RebalanceRefusedError: there is no load to go by.
+            CoordinatorUnavailableError: the coordinator cannot be asked now.
+        """
+        try:
+            answer: pb.RebalanceResponse = await self._ask("Rebalance", pb.RebalanceRequest(), timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise RebalanceRefusedError(error.details()) from error
+            raise CoordinatorUnavailableError(f"cannot rebalance: {error.details()}") from error
+        return answer
+
+    async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
+        if self._stub is None:
+            raise CoordinatorUnavailableError("there is no stream to the coordinator")
+        return await getattr(self._stub, method)(request, timeout=timeout_s)
 
     # ------------------------------------------------------------------ to the coordinator, from any thread
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from expertmesh.cluster.load import Load
+from expertmesh.cluster.load import Load, LoadTable
+from expertmesh.cluster.state import View
 from expertmesh.cluster.types import MemberInfo, Role
 from expertmesh.configs.schema import DeploymentConfig
 
@@ -76,8 +77,10 @@ class ScalingFacts:
     """The latest figures of those who have reported any, by incarnation."""
     n_experts: int = 0
     """Routed experts of a MoE layer; 0 for a dense model, and before the first generation."""
+    serving: bool = False
+    """A generation is live,"""
     steady: bool = False
-    """A generation is live, and no change is under way."""
+    """and no change is under way."""
     draining: bool = False
     """The deployment ends."""
     imbalance: float = 0.0
@@ -88,6 +91,24 @@ class ScalingFacts:
     def of(self, deployment: str) -> tuple[MemberInfo, ...]:
         """The connected members of a deployment."""
         return tuple(m for m in self.members if m.role is ROLE_OF[deployment])
+
+
+def scaling_facts(
+    view: View, loads: LoadTable, *, members: tuple[MemberInfo, ...], draining: bool
+) -> ScalingFacts:
+    """The facts for a view of the state machine and the load table."""
+    generation = view.generation
+    placement = generation.placement if generation else None
+    return ScalingFacts(
+        members=members,
+        loads=loads.loads,
+        n_experts=len(placement.replicas_of_layer(0)) if placement and placement.n_layers else 0,
+        serving=view.state.serves,
+        steady=view.state.serves and view.change is None,
+        draining=draining,
+        imbalance=loads.imbalance(generation) if generation else 0.0,
+        window_rows=loads.window_rows,
+    )
 
 
 class ServePort(Protocol):

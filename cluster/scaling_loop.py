@@ -21,7 +21,7 @@ from expertmesh.cluster.autoscaling import (
     find_policy,
     metrics_of,
 )
-from expertmesh.cluster.balancing import BalanceTrigger
+from expertmesh.cluster.balancing import BalanceTrigger, check_rebalance
 from expertmesh.cluster.scaling import (
     DEPLOYMENTS,
     Capacity,
@@ -53,7 +53,7 @@ class ScaledCluster(Protocol):
         """What it knows now."""
 
     def rebalance(self, reason: str) -> bool:
-        """Begins to rebalance; whether there is anything to move."""
+        """Rebalances in the background; whether there is anything to move."""
 
 
 class ScalingLoop:
@@ -136,6 +136,16 @@ class ScalingLoop:
                 await self._set(Decision(deployment, before, n_replicas, "asked for"), BY_HAND)
             self._hold(deployment)
         return before
+
+    def rebalance(self) -> tuple[bool, float]:
+        """Moves experts until the load is even: (whether there is anything to move, the imbalance).
+
+        Raises:
+            RebalanceRefusedError: there is no load to go by.
+        """
+        facts = self._cluster.facts()
+        check_rebalance(self._config.balance, facts)
+        return self._cluster.rebalance("asked for"), facts.imbalance
 
     # ------------------------------------------------------------------ the loop
 

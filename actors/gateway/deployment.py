@@ -82,7 +82,6 @@ class Gateway:
             self._report,
             config.gateway.stream_chunks_per_s,
         )
-        self._face = RpcFace(self._core, self._fresh_topology)
         self._member = MemberClient(
             MemberInfo(
                 incarnation=incarnation,
@@ -95,6 +94,7 @@ class Gateway:
             coordinator_finder(config),
             config.failure.heartbeat_s,
         )
+        self._face = RpcFace(self._core, self._fresh_topology, self._member)
         await self._member.start(_TopologyEvents(self._core))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -147,6 +147,16 @@ class Gateway:
 
     async def GetExpertLoad(self, request: public.GetExpertLoadRequest) -> public.ExpertLoad:  # noqa: N802
         return await self._face.get_expert_load()
+
+    async def Scale(  # noqa: N802
+        self, request: public.ScaleRequest, grpc_context: RayServegRPCContext
+    ) -> public.ScaleResponse:
+        return await _answer(self._face.scale(request), grpc_context, public.ScaleResponse())
+
+    async def Rebalance(  # noqa: N802
+        self, request: public.RebalanceRequest, grpc_context: RayServegRPCContext
+    ) -> public.RebalanceResponse:
+        return await _answer(self._face.rebalance(), grpc_context, public.RebalanceResponse())
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext

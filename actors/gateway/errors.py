@@ -16,6 +16,8 @@ class ErrorKind(Enum):
     QUEUE_FULL = "queue_full"
     UNAVAILABLE = "unavailable"
     """No generation is live, or the gateway is draining."""
+    REFUSED = "refused"
+    """The deployment cannot be changed in this way as things stand."""
     DEADLINE = "deadline"
     INTERNAL = "internal"
 

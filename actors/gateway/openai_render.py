@@ -21,6 +21,7 @@ HTTP_STATUS = {
     ErrorKind.TOO_LARGE: 413,
     ErrorKind.QUEUE_FULL: 429,
     ErrorKind.UNAVAILABLE: 503,
+    ErrorKind.REFUSED: 409,
     ErrorKind.DEADLINE: 504,
     ErrorKind.INTERNAL: 500,
 }
@@ -30,6 +31,7 @@ _ERROR_TYPE = {
     ErrorKind.TOO_LARGE: "invalid_request_error",
     ErrorKind.QUEUE_FULL: "rate_limit_error",
     ErrorKind.UNAVAILABLE: "service_unavailable_error",
+    ErrorKind.REFUSED: "conflict_error",
     ErrorKind.DEADLINE: "timeout_error",
     ErrorKind.INTERNAL: "internal_server_error",
 }

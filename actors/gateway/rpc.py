@@ -7,8 +7,9 @@ request; the deadline itself is not passed on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -18,6 +19,8 @@ from expertmesh.actors.gateway.errors import ErrorKind, GatewayError, invalid
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, RawParams, RawRequest
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.topology import public_expert_load, public_topology
+from expertmesh.cluster.member import CoordinatorUnavailableError
+from expertmesh.cluster.scaling import InvalidScaleError, RefusedError
 from expertmesh.engine.request import LogprobRow
 from expertmesh.proto.v1 import inference_pb2 as public
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -28,10 +31,25 @@ GRPC_CODE = {
     ErrorKind.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    ErrorKind.REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorKind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 HEALTH_SERVICES = ("", "expertmesh.v1.Inference", "expertmesh.v1.Cluster")
+
+
+SCALED = {"routers": "router", "experts": "experts"}
+"""What clients scale, and the deployment that it is."""
+
+
+class ClusterControl(Protocol):
+    """What the gateway asks the coordinator to change (`cluster.member.MemberClient`)."""
+
+    async def scale(self, deployment: str, n_replicas: int) -> int:
+        """Sets how many replicas a deployment is to have; gives how many it was to have before."""
+
+    async def rebalance(self) -> pb.RebalanceResponse:
+        """Has experts moved until their hosts have even load."""
 
 
 class RpcFace:
@@ -40,13 +58,18 @@ class RpcFace:
     Args:
         core: generates.
         fresh_topology: asks the coordinator for its state, load figures included.
+        cluster: the way to the coordinator.
     """
 
     def __init__(
-        self, core: GatewayCore, fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]]
+        self,
+        core: GatewayCore,
+        fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]],
+        cluster: ClusterControl,
     ) -> None:
         self._core = core
         self._fresh_topology = fresh_topology
+        self._cluster = cluster
 
     async def generate(self, message: public.GenerateRequest) -> public.GenerateResponse:
         """Inference.Generate"""
@@ -116,6 +139,21 @@ class RpcFace:
         """Cluster.GetExpertLoad"""
         return public_expert_load(await self._fresh_topology(), self._core.card.n_experts)
 
+    async def scale(self, message: public.ScaleRequest) -> public.ScaleResponse:
+        """Cluster.Scale"""
+        deployment = SCALED.get(message.what)
+        if deployment is None:
+            raise invalid("what", f"must be one of {', '.join(SCALED)}, not {message.what!r}")
+        with _cluster_errors("replicas"):
+            before = await self._cluster.scale(deployment, message.replicas)
+        return public.ScaleResponse(replicas_before=before)
+
+    async def rebalance(self) -> public.RebalanceResponse:
+        """Cluster.Rebalance"""
+        with _cluster_errors():
+            answer = await self._cluster.rebalance()
+        return public.RebalanceResponse(begun=answer.begun, imbalance=answer.imbalance)
+
     async def check(self, message: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         """grpc.health.v1.Health.Check: SERVING only when a generation can be served."""
         if message.service not in HEALTH_SERVICES:
@@ -150,6 +188,19 @@ class RpcFace:
                 ErrorKind.TOO_LARGE, f"the message has {n_bytes} bytes, at most {most} are served"
             )
         return await self._core.validate(to_raw(message))
+
+
+@contextmanager
+def _cluster_errors(field: str | None = None) -> Iterator[None]:
+    """The coordinator's answers as the gateway's errors."""
+    try:
+        yield
+    except InvalidScaleError as error:
+        raise GatewayError(ErrorKind.INVALID, str(error), field) from error
+    except RefusedError as error:
+        raise GatewayError(ErrorKind.REFUSED, str(error), field) from error
+    except CoordinatorUnavailableError as error:
+        raise GatewayError(ErrorKind.UNAVAILABLE, str(error)) from error
 
 
 def to_raw(message: public.GenerateRequest) -> RawRequest:
