@@ -98,6 +98,7 @@ class ExpertHost:
             tokens=self._loop.rows,
             decode_steps=profile.steps,
             decode_part_ms=profile.part_ms,
+            busy_s=self._timer.busy_s,
             loaded_bytes=self._progress.loaded_bytes,
             total_bytes=self._progress.total_bytes,
         )

@@ -83,6 +83,8 @@ class Router:
             return Load(loaded_bytes=progress.loaded_bytes, total_bytes=progress.total_bytes)
         profile = self._timer.profile()
         blocks_used, blocks = engine.cache_blocks
+        generation, host_rows = model.counter.host_rows()
+        requests = engine.load
         return Load(
             tokens=engine.tokens,
             expert_rows=tuple(model.counter.rows()),
@@ -92,6 +94,12 @@ class Router:
             cache_blocks_used=blocks_used,
             loaded_bytes=progress.loaded_bytes,
             total_bytes=progress.total_bytes,
+            host_rows_generation=generation,
+            host_rows=tuple(host_rows),
+            running_requests=requests.running_requests,
+            queued_requests=requests.queued_requests,
+            queued_tokens=requests.queued_tokens,
+            busy_s=self._timer.busy_s,
         )
 
     def check_health(self) -> None:

@@ -98,6 +98,18 @@ class RouterEngine:
         return self._tokens
 
     @property
+    def load(self) -> RouterLoad:
+        """How busy this router is, with the requests that no step has taken up yet."""
+        load = self._scheduler.load()
+        new = [entry for entry in tuple(self._inbox) if isinstance(entry, Request)]
+        n_tokens = sum(len(r.prompt_token_ids) + len(r.output_token_ids) for r in new)
+        return RouterLoad(
+            queued_requests=load.queued_requests + len(new),
+            running_requests=load.running_requests,
+            queued_tokens=load.queued_tokens + n_tokens,
+        )
+
+    @property
     def cache_blocks(self) -> tuple[int, int]:
         """(held by sequences, all) blocks of the paged cache."""
         used = self._scheduler.n_used_blocks

@@ -130,9 +130,10 @@ class Scheduler:
         return sum(1 for s in self._running if _is_decode(s))
 
     def load(self) -> RouterLoad:
-        """How busy this router is."""
+        """How busy this router is. Callable from another thread: off by one step at most."""
         # Only the latest of the running sequences can be in the middle of its prompt.
-        in_prefill = max(0, self._running[-1].n_pending - 1) if self._running else 0
+        latest = self._running[-1:]
+        in_prefill = max(0, latest[0].n_pending - 1) if latest else 0
         return RouterLoad(len(self._waiting), len(self._running), self._waiting_tokens + in_prefill)
 
     def take_news(self) -> list[SequenceNews]:

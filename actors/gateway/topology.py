@@ -17,10 +17,15 @@ def public_topology(update: pb.TopologyUpdate) -> public.Topology:
         loaded_bytes=update.loaded_bytes,
         total_bytes=update.total_bytes,
     )
+    if update.HasField("last_change"):
+        topology.last_change.CopyFrom(_public_change(update.last_change))
+    if update.HasField("change"):
+        topology.change.CopyFrom(_public_change(update.change))
     if update.state != "running":
         return topology
     generation = update.generation
     topology.generation = generation.number
+    topology.imbalance = update.imbalance
     n_routers = sum(member.role == pb.ROLE_ROUTER for member in generation.members)
     for rank, member in enumerate(generation.members):
         shown = public.Member(
@@ -44,12 +49,18 @@ def public_topology(update: pb.TopologyUpdate) -> public.Topology:
 
 
 def public_expert_load(update: pb.TopologyUpdate, n_experts: int) -> public.ExpertLoad:
-    """Token-expert rows of each MoE layer's `n_experts` logical experts, out of the flat totals."""
+    """Token-expert rows of each MoE layer's `n_experts` logical experts and of its hosts, out of the flat
+    figures."""
     running = update.state == "running"
+    n_hosts = sum(member.role == pb.ROLE_EXPERTS for member in update.generation.members)
     load = public.ExpertLoad(generation=update.generation.number if running else 0)
     for layer in range(len(update.expert_rows) // n_experts if n_experts else 0):
-        rows = update.expert_rows[layer * n_experts : (layer + 1) * n_experts]
-        load.layers.append(public.LayerLoad(layer=layer, tokens=rows))
+        load.layers.add(
+            layer=layer,
+            tokens=_of_layer(update.expert_rows, layer, n_experts),
+            window_tokens=_of_layer(update.window_expert_rows, layer, n_experts),
+            window_host_tokens=_of_layer(update.window_host_rows, layer, n_hosts),
+        )
     return load
 
 
@@ -60,6 +71,9 @@ def topology_json(update: pb.TopologyUpdate, n_experts: int) -> dict[str, Any]:
         "generation": topology.generation,
         "state": topology.state,
         "reason": topology.reason,
+        "last_change": _change_json(topology.last_change) if topology.HasField("last_change") else None,
+        "change": _change_json(topology.change) if topology.HasField("change") else None,
+        "imbalance": topology.imbalance,
         "routers": [_member_json(member, update) for member in topology.routers],
         "experts": [_member_json(member, update) for member in topology.experts],
         "placement": [
@@ -70,7 +84,12 @@ def topology_json(update: pb.TopologyUpdate, n_experts: int) -> dict[str, Any]:
             for layer in topology.placement
         ],
         "expert_tokens": [
-            {"layer": layer.layer, "tokens": list(layer.tokens)}
+            {
+                "layer": layer.layer,
+                "tokens": list(layer.tokens),
+                "window_tokens": list(layer.window_tokens),
+                "window_host_tokens": list(layer.window_host_tokens),
+            }
             for layer in public_expert_load(update, n_experts).layers
         ],
     }
@@ -90,6 +109,32 @@ def _member_json(member: public.Member, update: pb.TopologyUpdate) -> dict[str, 
         "cache_blocks_used": member.cache_blocks_used,
         "decode_profile": {"steps": profile.steps, "part_ms": dict(profile.part_ms)},
     }
+
+
+def _public_change(change: pb.Change) -> public.Change:
+    return public.Change(
+        generation=change.generation,
+        kind=change.kind,
+        reason=change.reason,
+        outcome=change.outcome,
+        seconds=change.seconds,
+        unix_s=change.unix_s,
+    )
+
+
+def _change_json(change: public.Change) -> dict[str, Any]:
+    return {
+        "generation": change.generation,
+        "kind": change.kind,
+        "reason": change.reason,
+        "outcome": change.outcome,
+        "seconds": change.seconds,
+        "unix_s": change.unix_s,
+    }
+
+
+def _of_layer(flat: Sequence[int], layer: int, n: int) -> Sequence[int]:
+    return flat[layer * n : (layer + 1) * n]
 
 
 def _at(figures: Sequence[int], rank: int) -> int:
