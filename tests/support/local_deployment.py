@@ -53,6 +53,8 @@ class Settings:
     checkpoint: Path
     n_routers: int = 1
     n_hosts: int = 2
+    n_redundant: int = 0
+    """Slots of each layer for second copies of experts."""
     dtype: torch.dtype = torch.float32
     tile_rows: int | None = None
     block_tokens: int = 4
@@ -299,6 +301,9 @@ class LocalDeployment:
         n_hosts = self.settings.n_hosts
         order = list(range(self._spec.n_experts))
         order = order[number % 3 :] + order[: number % 3]
+        # Second copies, each on another host than the first.
+        first = 1 if n_hosts and self._spec.n_experts % n_hosts == 0 else 0
+        order += order[first : first + self.settings.n_redundant]
         slots = tuple(tuple(order[h::n_hosts]) for h in range(n_hosts))
         names = [f"member {rank}" for rank in range(self.settings.n_routers + n_hosts)]
         return RankLayout(

@@ -35,11 +35,14 @@ def logits_of(settings: Settings, n_others: int = 0) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_logits_are_bit_equal_however_they_are_computed(dtype: torch.dtype, demo_checkpoint: Path) -> None:
-    def settings(chunk_tokens: int = 2048, n_hosts: int = 1, n_routers: int = 1) -> Settings:
+    def settings(
+        chunk_tokens: int = 2048, n_hosts: int = 1, n_routers: int = 1, n_redundant: int = 0
+    ) -> Settings:
         return Settings(
             demo_checkpoint,
             n_routers=n_routers,
             n_hosts=n_hosts,
+            n_redundant=n_redundant,
             dtype=dtype,
             tile_rows=16,
             max_step_tokens=chunk_tokens,
@@ -53,6 +56,9 @@ def test_logits_are_bit_equal_however_they_are_computed(dtype: torch.dtype, demo
         "chunks of 3": logits_of(settings(chunk_tokens=3)),
         "chunks of 7": logits_of(settings(chunk_tokens=7)),
         "three hosts": logits_of(settings(n_hosts=3)),
+        "three hosts with two copies of many experts": logits_of(
+            settings(n_hosts=3, n_redundant=24), n_others=7
+        ),
         "fused": logits_of(settings(n_hosts=0)),
         "a batch of 32": logits_of(settings(), n_others=31),
         "a batch of 32 in chunks on 2 routers and 3 hosts": logits_of(
