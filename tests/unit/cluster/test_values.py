@@ -126,6 +126,48 @@ def test_a_member_takes_only_news() -> None:
     assert track.abandon(4) is AbandonNews.ALREADY_OUT
 
 
+def test_a_member_tracks_a_change_beside_its_live_generation() -> None:
+    track = GenerationTrack()
+    track.prepare(1)
+    track.go_live(1)
+    assert track.prepare(2)
+    assert (track.generation, track.next_generation, track.live) == (1, 2, 1)
+    assert not track.go_live(2), "another one runs"
+    assert not track.switch(1, 3), "it prepares another one"
+    assert track.switch(1, 2)
+    assert not track.switch(1, 2)
+    assert track.wake(1, 1)
+    assert track.wake(2, 2), "some may have gone over already"
+    assert not track.wake(2, 1)
+    track.switched(1)
+    assert (track.generation, track.next_generation, track.live) == (2, 1, 2)
+    assert track.abandon(1) is AbandonNews.ASKED
+    track.abandoned(1)
+    assert (track.generation, track.next_generation) == (2, 0)
+
+
+def test_a_member_tracks_a_change_that_it_is_not_part_of() -> None:
+    track = GenerationTrack()
+    track.prepare(1)
+    track.go_live(1)
+    assert track.switch(1, 2)
+    track.switched(1)
+    assert (track.generation, track.live) == (1, 0)
+    track.abandoned(1)
+    assert track.generation == 0
+
+
+def test_a_dropped_change_is_not_switched_to() -> None:
+    track = GenerationTrack()
+    track.prepare(1)
+    track.go_live(1)
+    track.prepare(2)
+    assert track.abandon(2) is AbandonNews.ASKED
+    assert not track.switch(1, 2)
+    track.abandoned(2)
+    assert (track.generation, track.next_generation, track.live) == (1, 0, 1)
+
+
 def test_cluster_needs_neither_torch_nor_ray() -> None:
     code = (
         "import sys, expertmesh.cluster.coordinator, expertmesh.cluster.member\n"

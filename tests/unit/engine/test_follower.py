@@ -235,3 +235,73 @@ def test_stop_ends_every_wait(follower: GenerationFollower[Link], reports: Repor
     follower.stop()
     thread.join(PATIENCE_S)
     assert got == [None]
+
+
+def switch(follower: GenerationFollower[Link], reports: Reports) -> tuple[Link, Link]:
+    """Generation 1 is live, generation 2 prepared beside it, and all are to go over."""
+    old = make_live(follower, reports, 1)
+    new = Link(2)
+    follower.on_prepare(2, lambda abandoned: new)
+    reports.wait_for("prepared", 2)
+    assert follower.successor == 0
+    follower.on_switch(1, 2)
+    assert follower.successor == 2
+    return old, new
+
+
+def test_the_successor_is_entered_at_once_and_the_old_link_kept_until_its_first_step(
+    follower: GenerationFollower[Link], reports: Reports
+) -> None:
+    old, new = switch(follower, reports)
+    follower.switch(2)
+    assert follower.wait_for_generation() is new
+    assert follower.wait_until_awake(lambda: False)
+    assert follower.successor == 0
+    reports.wait_for("switched", 1)
+    assert ("abandoned", 1) not in reports.said
+    follower.stepped()
+    reports.wait_for("abandoned", 1)
+    assert old.communicator.closed.wait(PATIENCE_S)
+    follower.stepped()
+    assert reports.said.count(("abandoned", 1)) == 1
+
+
+def test_who_is_not_part_of_the_successor_is_left_without_a_generation(
+    follower: GenerationFollower[Link], reports: Reports
+) -> None:
+    make_live(follower, reports, 1)
+    follower.on_switch(1, 2)
+    follower.switch(2)
+    reports.wait_for("abandoned", 1)
+    assert follower.live_number == 0
+
+
+def test_both_generations_can_be_given_up_around_a_switch(
+    follower: GenerationFollower[Link], reports: Reports
+) -> None:
+    old, new = switch(follower, reports)
+    follower.switch(2)
+    follower.on_abandon(1, "R1 died")
+    reports.wait_for("abandoned", 1)
+    assert old.communicator.closed.wait(PATIENCE_S)
+    follower.on_abandon(2, "R1 died")
+    assert new.communicator.abandoned == "R1 died"
+    assert ("abandoned", 2) not in reports.said
+    with pytest.raises(GenerationLostError, match="R1 died"):
+        follower.wait_until_awake(lambda: True)
+    follower.lost(GenerationLostError(2, "R1 died"))
+    reports.wait_for("abandoned", 2)
+
+
+def test_a_successor_given_up_before_the_switch_leaves_the_live_generation_alone(
+    follower: GenerationFollower[Link], reports: Reports
+) -> None:
+    live = make_live(follower, reports, 1)
+    dropped = Link(2)
+    follower.on_prepare(2, lambda abandoned: dropped)
+    reports.wait_for("prepared", 2)
+    follower.on_abandon(2, "R1 failed to prepare")
+    reports.wait_for("abandoned", 2)
+    assert dropped.communicator.closed.wait(PATIENCE_S)
+    assert follower.wait_for_generation() is live
+    assert live.communicator.abandoned is None
