@@ -58,29 +58,28 @@ class RoutingCounter:
 
 
 class _Rows:
-    """Totals [L, keys], and what the step in progress will add to them."""
+    """Totals by MoE layer and key, and what the step in progress will add to them."""
 
     def __init__(self, n_moe_layers: int, n_keys: int, device: torch.device) -> None:
-        self._n_keys = n_keys
-        self._totals = torch.zeros(n_moe_layers * n_keys, dtype=torch.int64, device=device)
-        self._noted: list[tuple[int, Tensor]] = []
+        self._totals = torch.zeros(n_moe_layers, n_keys, dtype=torch.int64, device=device)
+        self._one = torch.ones(1, 1, dtype=torch.int64, device=device)
+        self._noted: list[Tensor] = []
 
     def note(self, moe_layer: int, keys_TK: Tensor) -> None:
-        self._noted.append((moe_layer, keys_TK))
+        assert moe_layer == len(self._noted), "every layer is dispatched once a step, in order"
+        self._noted.append(keys_TK)
 
     def drop(self) -> None:
         self._noted = []
 
     def commit(self) -> None:
         if self._noted:
-            places = torch.cat(
-                [(keys_TK + layer * self._n_keys).reshape(-1) for layer, keys_TK in self._noted]
-            )
-            self._totals.index_add_(0, places, torch.ones_like(places))
+            keys = torch.stack(self._noted).flatten(1)
+            self._totals.scatter_add_(1, keys, self._one.expand_as(keys))
             self._noted = []
 
     def totals(self) -> list[int]:
-        counts: list[int] = self._totals.tolist()
+        counts: list[int] = self._totals.view(-1).tolist()
         return counts
 
 
