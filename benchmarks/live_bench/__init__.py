@@ -1,0 +1,1 @@
+"""Parts of the benchmarks that change or break a deployment under load."""
