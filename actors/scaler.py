@@ -30,6 +30,8 @@ APPLICATIONS = "/api/serve/applications/"
 VERSION = "/api/version"
 DELETING = "DELETING"
 """The state of an application whose numbers say nothing any more."""
+STOPPING = "STOPPING"
+"""The state of a replica that ends; it still has its resources."""
 DISABLED = 412
 NOT_LET_IN = (401, 403)
 
@@ -142,12 +144,15 @@ def capacity_of(deployments: Mapping[str, Any], free: Iterable[Mapping[str, floa
         deployments: Serve's details of each deployment.
         free: Ray's free resources of each node, and those of the nodes that its autoscaler may add.
     """
+    placed, ending = {}, {}
+    for name, details in deployments.items():
+        states = [replica["state"] for replica in details["replicas"] if replica.get("node_id")]
+        ending[name] = states.count(STOPPING)
+        placed[name] = len(states) - ending[name]
     return Capacity(
         free=tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in free),
-        placed={
-            name: sum(replica["node_id"] is not None for replica in details["replicas"])
-            for name, details in deployments.items()
-        },
+        placed=placed,
+        ending=ending,
     )
 
 

@@ -344,7 +344,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
             now_s=self._now_s(),
         )
         if self._scaling and not update.reason:
-            update.reason = self._scaling.note
+            update.reason = self._scaling.note(self._now_s())
         return update
 
     # ------------------------------------------------------------------ time

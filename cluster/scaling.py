@@ -64,7 +64,10 @@ class Capacity:
     free: tuple[Resources, ...]
     """Of each node."""
     placed: Mapping[str, int]
-    """Replicas of each deployment that a node has been found for; they have their resources already."""
+    """Replicas of each deployment that have their resources already, those that end apart. One that is just
+    starting counts only when its process is there."""
+    ending: Mapping[str, int]
+    """Replicas of each deployment that are being stopped; their resources come free."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,11 @@ class ScaleRules:
             },
         )
 
-    def check(self, deployment: str, n: int, facts: ScalingFacts, capacity: Capacity | None = None) -> None:
-        """Returns when the deployment can have `n` replicas. Without `capacity`, as for fewer than there
-        are, any number finds its place.
+    def check(self, deployment: str, n: int, facts: ScalingFacts, most: float = math.inf) -> None:
+        """Returns when the deployment can have `n` replicas.
+
+        Args:
+            most: how many the cluster can place.
 
         Raises:
             ScaleRefusedError: it cannot; the message says why, and what would be right.
@@ -166,7 +171,7 @@ class ScaleRules:
             )
         noun = NOUNS[deployment]
         if n < 0:
-            raise InvalidScaleError(f"{deployment}: {n} replicas are no number of {noun}s")
+            raise InvalidScaleError(f"{deployment}: {n} is no number of {noun}s")
         if deployment == EXPERTS and self.fused:
             if n == 0:
                 return
@@ -178,9 +183,6 @@ class ScaleRules:
             raise ScaleRefusedError(f"{deployment}: at least 1 {noun} must stay, 0 would serve nobody")
         if deployment == EXPERTS and facts.n_experts:
             self._check_slots(n, facts)
-        if capacity is None:
-            return
-        most = self.most(deployment, capacity)
         if n > most:
             taken = self.replica[deployment]
             gpus = f" and {taken.gpus:g} GPUs" if taken.gpus else ""
@@ -198,10 +200,10 @@ class ScaleRules:
             facts.n_experts,
         )
 
-    def most(self, deployment: str, capacity: Capacity) -> float:
-        """The most replicas that the cluster could place; infinity when they take nothing."""
+    def room(self, deployment: str, capacity: Capacity) -> float:
+        """How many further replicas the cluster could place; infinity when they take nothing."""
         replica = self.replica[deployment]
-        return capacity.placed.get(deployment, 0) + sum(node.fits(replica) for node in capacity.free)
+        return capacity.ending.get(deployment, 0) + sum(node.fits(replica) for node in capacity.free)
 
     def _check_slots(self, n: int, facts: ScalingFacts) -> None:
         needed, room = facts.n_experts, self._slots(n, facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -40,6 +41,9 @@ POLL_S = 1.0
 UNAVAILABLE_POLL_S = 5.0
 """The same while it does not answer."""
 BUSY_WINDOW_S = 5.0
+PLACE_S = 15.0
+"""What the replicas that somebody told Serve to start may take to be placed, before their number is taken
+for more than the cluster has room for. Their processes have to start before Serve knows."""
 NOTE_S = 60.0
 """How long a refusal that nobody waited for is shown."""
 
@@ -87,6 +91,8 @@ class ScalingLoop:
         """The last good ones."""
         self._lock = asyncio.Lock()
         """Held from reading Serve's numbers until they are acted upon."""
+        self._pending: dict[str, tuple[int, float]] = {}
+        """Numbers that others gave to Serve, while not all of their replicas are placed, and until when."""
         self._unavailable = ""
         self._note = ("", 0.0)
         self._next_decision_s = 0.0
@@ -109,11 +115,14 @@ class ScalingLoop:
         """Replicas that each deployment is to have; None before Serve has told."""
         return dict(self._targets) or None
 
-    @property
-    def note(self) -> str:
-        """Why a number that somebody gave to Serve was set back a short time ago; else empty."""
+    def note(self, now_s: float) -> str:
+        """Why a number that somebody gave to Serve was set back a short time ago; else empty.
+
+        Args:
+            now_s: on the event loop's clock.
+        """
         text, until_s = self._note
-        return text if text and self._now_s() < until_s else ""
+        return text if now_s < until_s else ""
 
     # ------------------------------------------------------------------ by hand
 
@@ -131,7 +140,9 @@ class ScalingLoop:
         async with self._lock:
             await self._read()
             before = self._targets.get(deployment, 0)
-            await self._check(deployment, n_replicas, before)
+            self._rules.check(
+                deployment, n_replicas, facts, await self._most(deployment, n_replicas, before)
+            )
             if n_replicas != before:
                 await self._set(Decision(deployment, before, n_replicas, "asked for"), BY_HAND)
             self._hold(deployment)
@@ -194,7 +205,9 @@ class ScalingLoop:
             if good is None:
                 self._targets[deployment] = await self._first(deployment, n)
             elif n != good:
-                await self._take_over(deployment, good, n)
+                await self._weigh(deployment, good, n)
+            else:
+                self._pending.pop(deployment, None)
 
     async def _first(self, deployment: str, n: int) -> int:
         """The number that Serve has when it is seen first, if it is acceptable."""
@@ -209,15 +222,28 @@ class ScalingLoop:
             self._hold(deployment)
         return n
 
-    async def _take_over(self, deployment: str, good: int, n: int) -> None:
+    async def _weigh(self, deployment: str, good: int, n: int) -> None:
+        """Somebody has told Serve another number."""
+        self._hold(deployment)
+        pending, until_s = self._pending.get(deployment, (0, 0.0))
+        if pending != n:
+            until_s = self._now_s() + PLACE_S
         try:
-            await self._check(deployment, n, good)
+            self._rules.check(deployment, n, self._cluster.facts())
+            if n > good:
+                # Serve has begun already: replicas that have a node are not free room any more.
+                capacity = await self._port.capacity()
+                most = capacity.placed.get(deployment, 0) + self._rules.room(deployment, capacity)
+                if n > most and self._now_s() < until_s:
+                    self._pending[deployment] = (n, until_s)
+                    return
+                self._rules.check(deployment, n, self._cluster.facts(), most)
         except ScaleRefusedError as error:
             await self._set_back(deployment, good, error)
         else:
             logger.info("%s: %d -> %d replicas, told to Serve by somebody", deployment, good, n)
             self._targets[deployment] = n
-            self._hold(deployment)
+        self._pending.pop(deployment, None)
 
     async def _set_back(self, deployment: str, good: int, error: ScaleRefusedError) -> None:
         await self._port.set_target(deployment, good)
@@ -225,14 +251,17 @@ class ScalingLoop:
         self._note = (text, self._now_s() + NOTE_S)
         logger.warning("what Serve was told was refused: %s", text)
 
-    async def _check(self, deployment: str, n: int, before: int) -> None:
-        facts = self._cluster.facts()
-        self._rules.check(deployment, n, facts, await self._port.capacity() if n > before else None)
+    async def _most(self, deployment: str, n: int, before: int) -> float:
+        """How many replicas the cluster has room for; not asked when they become fewer."""
+        if n <= before:
+            return math.inf
+        return before + self._rules.room(deployment, await self._port.capacity())
 
     async def _set(self, decision: Decision, by: str) -> None:
         deployment, before, n = decision.deployment, decision.before, decision.after
         await self._port.set_target(deployment, n)
         self._targets[deployment] = n
+        self._pending.pop(deployment, None)
         self._note = ("", 0.0)
         logger.info("%s: %d -> %d replicas, %s: %s", deployment, before, n, by, decision.reason)
         if self._observe:
@@ -249,8 +278,10 @@ class ScalingLoop:
         states = self._states(facts, await self._port.capacity())
         # On a thread: the policy may be the user's, and the coordinator must go on meanwhile.
         for decision in await asyncio.to_thread(autoscaler.decide, states, self._now_s()):
+            if decision.deployment in self._pending:
+                continue
             try:
-                await self._check(decision.deployment, decision.after, decision.before)
+                self._rules.check(decision.deployment, decision.after, facts)
                 await self._set(decision, BY_LOAD)
             except ScaleRefusedError as error:
                 logger.warning("the autoscaler's decision was refused: %s", error)
@@ -267,8 +298,7 @@ class ScalingLoop:
                 current=len(members),
                 target=target,
                 fewest=self._rules.fewest(deployment, facts),
-                # Replicas that wait for their resources are no reason to want fewer.
-                most=max(self._rules.most(deployment, capacity), target),
+                most=target + self._rules.room(deployment, capacity),
                 metrics=metrics_of(deployment, loads, busy),
             )
         return states
