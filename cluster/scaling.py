@@ -223,4 +223,5 @@ class ScaleRules:
         """Slots of each MoE layer that `n` hosts have at least. Serve picks which hosts go."""
         rooms = sorted(m.slots or math.inf for m in facts.of(EXPERTS))
         further = self.slots_per_host or min(rooms, default=math.inf)
-        return sum(rooms[:n]) + further * (n - len(rooms) if n > len(rooms) else 0)
+        n_further = max(n - len(rooms), 0)
+        return sum(rooms[:n]) + (further * n_further if n_further else 0)

@@ -140,10 +140,9 @@ class ScalingLoop:
         async with self._lock:
             await self._read()
             before = self._targets.get(deployment, 0)
-            self._rules.check(
-                deployment, n_replicas, facts, await self._most(deployment, n_replicas, before)
-            )
-            if n_replicas != before:
+            most = await self._most(deployment, n_replicas, before)
+            self._rules.check(deployment, n_replicas, facts, most)
+            if n_replicas != before or deployment in self._pending:
                 await self._set(Decision(deployment, before, n_replicas, "asked for"), BY_HAND)
             self._hold(deployment)
         return before
