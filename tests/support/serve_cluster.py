@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -29,6 +32,7 @@ from expertmesh.proto.v1 import internal_pb2_grpc as internal_rpc
 START_S = 180.0
 SETTLE_S = 60.0
 POLL_S = 0.1
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -39,6 +43,7 @@ class Deployment:
     config: DeploymentConfig
     http_url: str
     grpc_address: str
+    dashboard_url: str
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -94,6 +99,36 @@ class Deployment:
 
         return self.until(complete, f"a generation of {wanted}", timeout_s)
 
+    def scale_by_dashboard(self, deployment_name: str, n_replicas: int) -> None:
+        """Asks Serve for replicas as people do: over the dashboard's port, with Ray's token."""
+        path = f"/api/v1/applications/{self.config.name}/deployments/{deployment_name}/scale"
+        headers = {"Content-Type": "application/json"}
+        if TOKEN_FILE.exists():
+            headers["Authorization"] = f"Bearer {TOKEN_FILE.read_text().strip()}"
+        body = json.dumps({"target_num_replicas": n_replicas}).encode()
+        request = urllib.request.Request(self.dashboard_url + path, body, headers, method="POST")
+        with urllib.request.urlopen(request, timeout=SETTLE_S) as response:
+            assert response.status == 200
+
+    def until_settled(self, n_routers: int, n_experts: int, timeout_s: float = SETTLE_S) -> pb.Topology:
+        """Waits for a live generation of this size with no change under way."""
+
+        def settled(topology: pb.Topology) -> bool:
+            size = (len(topology.routers), len(topology.experts))
+            return (
+                topology.state == "running"
+                and size == (n_routers, n_experts)
+                and not topology.HasField("change")
+            )
+
+        return self.until(settled, f"settled at {n_routers}x{n_experts}", timeout_s)
+
+    def cluster_call(self, name: str, request: Any) -> Any:
+        """One RPC of expertmesh.v1.Cluster."""
+        with grpc.insecure_channel(self.grpc_address) as channel:
+            stub = rpc.ClusterStub(channel)
+            return getattr(stub, name)(request, timeout=SETTLE_S, metadata=self.metadata)
+
     def replica_pids(self, deployment_name: str) -> list[int]:
         """Operating-system processes of a Serve deployment's replicas."""
         prefix = f"SERVE_REPLICA::{self.config.name}#{deployment_name}#"
@@ -104,10 +139,10 @@ class ServeCluster:
     """A local Ray cluster with Serve, for as many deployments as a test wants beside each other."""
 
     def __init__(self) -> None:
-        ray.init(
+        context = ray.init(
             address="local",
             num_cpus=64,
-            include_dashboard=False,
+            include_dashboard=True,
             log_to_driver=False,
             object_store_memory=OBJECT_STORE_BYTES,
         )
@@ -117,6 +152,7 @@ class ServeCluster:
             grpc_options=gRPCOptions(port=grpc_port, grpc_servicer_functions=list(SERVICER_FUNCTIONS)),
             logging_config={"log_level": "WARNING"},
         )
+        self._dashboard_url = f"http://{context.dashboard_url}"
         self._http_url = f"http://127.0.0.1:{http_port}"
         self._grpc_address = f"127.0.0.1:{grpc_port}"
 
@@ -137,7 +173,10 @@ class ServeCluster:
             )
             for config in configs
         ]
-        deployments = [Deployment(c, f"{self._http_url}/{c.name}", self._grpc_address) for c in configs]
+        deployments = [
+            Deployment(c, f"{self._http_url}/{c.name}", self._grpc_address, self._dashboard_url)
+            for c in configs
+        ]
         try:
             serve.run_many(targets, wait_for_applications_running=False)
             for deployment in deployments:
