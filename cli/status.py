@@ -33,10 +33,15 @@ def status_json(topology: pb.Topology, models: Iterable[pb.Model]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Message):
-        return {f.name: _plain(getattr(value, f.name)) for f in value.DESCRIPTOR.fields}
+        return {f.name: _field(value, f) for f in value.DESCRIPTOR.fields}
     if isinstance(value, str | int | float | bool):
         return value
     return [_plain(item) for item in value]
+
+
+def _field(message: Message, field: Any) -> Any:
+    absent = field.has_presence and not message.HasField(field.name)
+    return None if absent else _plain(getattr(message, field.name))
 
 
 def print_status(console: Console, topology: pb.Topology, models: Iterable[pb.Model]) -> None:

@@ -21,6 +21,7 @@ from expertmesh.actors.coordinator import (
     find_coordinator,
     stop_coordinator,
 )
+from expertmesh.cluster.member import CoordinatorUnavailableError
 from expertmesh.configs.schema import DeploymentConfig, FailureConfig, ModelConfig
 
 
@@ -83,6 +84,26 @@ def test_members_go_on_after_the_coordinator_was_killed(demo_checkpoint: Path) -
         await _until_gone("killed")
         with pytest.raises(LookupError, match="killed"):
             coordinator_address("killed")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_without_a_dashboard_scaling_is_unavailable_and_says_why(demo_checkpoint: Path) -> None:
+    config = _config("no-dashboard", demo_checkpoint)
+
+    async def scenario() -> None:
+        gateway = FakeMember(member_info("g0"), coordinator_finder(config))
+        try:
+            await gateway.client.start(gateway)
+            await gateway.until(lambda: gateway.topologies != [])
+            with pytest.raises(
+                CoordinatorUnavailableError, match="this Ray cluster's dashboard does not run"
+            ):
+                await gateway.client.scale("experts", 3)
+            assert not (await gateway.client.get_state()).HasField("targets")
+        finally:
+            await gateway.client.close()
+            await asyncio.to_thread(stop_coordinator, "no-dashboard")
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 

@@ -52,6 +52,43 @@ def test_a_start_says_what_it_waits_for():
     assert line.endswith("(router 1/1, weights 12 of 48 MB, generation forming)")
 
 
+def test_changes_and_imbalance_are_told():
+    assert display.change_lines(pb.Topology(), 1000.0) == []
+    topology = pb.Topology(
+        last_change=pb.Change(
+            generation=3, kind="scale", outcome="live", seconds=0.42, unix_s=700.0, reason="host x joins"
+        ),
+        change=pb.Change(generation=4, kind="rebalance", outcome="under way", seconds=1.5),
+        imbalance=1.25,
+    )
+    assert display.change_lines(topology, 1000.0) == [
+        "last change (5 min ago): scale to generation 3, live after 0.42 s: host x joins",
+        "change: rebalance to generation 4, under way for 1.50 s",
+        "load: the most loaded expert host has 1.25 times the mean",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7200.0, "2 h")]
+)
+def test_ages(seconds, text):
+    assert display.age_text(seconds) == text
+
+
+def test_scaling_says_what_it_waits_for():
+    topology = pb.Topology(
+        generation=3, state="running", experts=[pb.Member(), pb.Member()], reason="waits for room"
+    )
+    line = display.scaling_line(topology, "experts", 4)
+    assert line == "experts 2/4, generation 3 running, waits for room"
+    topology.last_change.CopyFrom(
+        pb.Change(generation=4, kind="scale", outcome="rolled back", seconds=2, reason="no such file")
+    )
+    assert display.scaling_line(topology, "routers", 1).endswith(
+        "last try: scale to generation 4, rolled back after 2.00 s: no such file"
+    )
+
+
 def test_shapes_are_counted():
     assert display.shape_line(config()) == "1 gateway, 1 router, 2 expert hosts"
     fused = config(router={"replicas": 2}, experts={"replicas": 0})

@@ -68,6 +68,9 @@ def test_wrong_use_is_one_line_and_code_2(run, arguments, message):
         ["serve", str(DEMO), "--http-port", "70000"],
         ["serve"],
         ["sevre"],
+        ["scale", "experts", "-1"],
+        ["scale", "gateways", "1"],
+        ["scale", "experts"],
     ],
 )
 def test_wrong_options_are_code_2(run, arguments):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
 from expertmesh.actors.gateway.errors import GatewayError
-from expertmesh.actors.gateway.rpc import RpcFace
+from expertmesh.actors.gateway.rpc import GRPC_CODE, RpcFace
+from expertmesh.cluster.member import CoordinatorUnavailableError
+from expertmesh.cluster.scaling import InvalidScaleError, RebalanceRefusedError, ScaleRefusedError
 from expertmesh.configs.schema import LimitsConfig
 from expertmesh.proto.v1 import inference_pb2 as public
+from expertmesh.proto.v1 import internal_pb2 as pb
 
 pytestmark = pytest.mark.anyio
 
@@ -18,11 +22,30 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def face_of(core) -> RpcFace:
+class FakeControl:
+    """A coordinator that does what it is asked, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.error: Exception | None = None
+
+    async def scale(self, deployment: str, n_replicas: int) -> int:
+        if self.error:
+            raise self.error
+        self.asked.append((deployment, n_replicas))
+        return 1
+
+    async def rebalance(self) -> pb.RebalanceResponse:
+        if self.error:
+            raise self.error
+        return pb.RebalanceResponse(begun=True, imbalance=1.5)
+
+
+def face_of(core, control: FakeControl | None = None) -> RpcFace:
     async def fresh():
         return core.topology
 
-    return RpcFace(core, fresh)
+    return RpcFace(core, fresh, control or FakeControl())
 
 
 def ids(*token_ids: int) -> public.TokenIds:
@@ -123,6 +146,36 @@ async def test_topology_and_expert_load(gateway, topology):
     core.on_topology(topology(router, state="forming"))
     shown = await face.get_topology()
     assert (shown.generation, list(shown.routers), shown.state) == (0, [], "forming")
+
+
+async def test_scale_and_rebalance_reach_the_coordinator(gateway):
+    control = FakeControl()
+    face = face_of(gateway.core(), control)
+    answer = await face.scale(public.ScaleRequest(what="routers", replicas=2))
+    assert (answer.replicas_before, control.asked) == (1, [("router", 2)])
+    rebalanced = await face.rebalance()
+    assert (rebalanced.begun, rebalanced.imbalance) == (True, 1.5)
+    with pytest.raises(GatewayError, match="what: must be one of routers, experts, not 'gateway'"):
+        await face.scale(public.ScaleRequest(what="gateway", replicas=2))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidScaleError("why"), grpc.StatusCode.INVALID_ARGUMENT),
+        (ScaleRefusedError("why"), grpc.StatusCode.FAILED_PRECONDITION),
+        (RebalanceRefusedError("why"), grpc.StatusCode.FAILED_PRECONDITION),
+        (CoordinatorUnavailableError("why"), grpc.StatusCode.UNAVAILABLE),
+    ],
+)
+async def test_refusals_of_the_coordinator_have_their_codes(gateway, error, code):
+    control = FakeControl()
+    control.error = error
+    face = face_of(gateway.core(), control)
+    for call in (face.scale(public.ScaleRequest(what="experts", replicas=2)), face.rebalance()):
+        with pytest.raises(GatewayError, match="why") as caught:
+            await call
+        assert GRPC_CODE[caught.value.kind] is code
 
 
 async def test_health_follows_the_generation(gateway, topology):
