@@ -184,7 +184,7 @@ class Shapes:
 
     def _experts(self) -> Case:
         layers = [
-            GroupedFfn(
+            GroupedFfn.from_stacks(
                 self._randn(EXPERTS, 2 * EXPERT_INTER, HIDDEN),
                 self._randn(EXPERTS, HIDDEN, EXPERT_INTER),
                 self._mode,

@@ -15,25 +15,76 @@ from expertmesh.kernels.activation import swiglu_torch
 from expertmesh.kernels.linear import tiled_linear
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.kernels.native.ops import NativeOps, native_ops
-from expertmesh.kernels.native.packing import LANES, interleave_gate_up
+from expertmesh.kernels.native.packing import ExpertTable, PackedExpert
 
 Compute = Callable[[Tensor, Sequence[int]], Tensor]
 
 
-class GroupedFfn:
-    """SwiGLU feed-forward layers of E experts, applied to rows sorted by expert.
+class ExpertFfn:
+    """The weights of one expert's SwiGLU feed-forward, copied into memory that goes when it does.
 
-    Takes the two tensors over: on CPUs their memory is put into the order in which the compiled
-    kernels read it, so that an expert host never holds its slice twice. Do not use them afterwards.
+    On CPUs they are in the order in which the compiled kernels read them.
+
+    Args:
+        gate_FD, up_FD, down_DF: any strides; not needed afterwards.
+        background: copy on one thread of low priority, since something computes meanwhile (CPUs).
     """
 
-    def __init__(self, gate_up_EGD: Tensor, down_EDF: Tensor, mode: ComputeMode) -> None:
-        self._n_experts = gate_up_EGD.shape[0]
-        ops = native_ops(gate_up_EGD) if mode.native and self._n_experts else None
-        self._compute = (
-            _torch_compute(gate_up_EGD, down_EDF, mode)
-            if ops is None
-            else _native_compute(ops, gate_up_EGD, down_EDF)
+    def __init__(
+        self,
+        gate_FD: Tensor,
+        up_FD: Tensor,
+        down_DF: Tensor,
+        mode: ComputeMode,
+        *,
+        background: bool = False,
+    ) -> None:
+        n_features, hidden = gate_FD.shape
+        if up_FD.shape != gate_FD.shape or down_DF.shape != (hidden, n_features):
+            shapes = ", ".join(str(tuple(w.shape)) for w in (gate_FD, up_FD, down_DF))
+            raise ValueError(f"no expert has gate, up and down of shapes {shapes}")
+        self.kind = (hidden, n_features, gate_FD.dtype, gate_FD.device)
+        """Experts of one kind can be computed together."""
+        self.packed: PackedExpert | None = None
+        self.plain: tuple[Tensor, Tensor] | None = None
+        """Gate and up [G, D], down [D, F], where they are not packed."""
+        self.ops = native_ops(gate_FD) if mode.native else None
+        if self.ops is not None:
+            self.packed = self.ops.pack_expert(gate_FD, up_FD, down_DF, background=background)
+        else:
+            self.plain = (torch.cat((gate_FD, up_FD)), down_DF.clone())
+
+    @property
+    def n_bytes(self) -> int:
+        """Of memory that the weights take."""
+        tensors = (self.packed.storage,) if self.packed is not None else self.plain or ()
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+class GroupedFfn:
+    """The feed-forward of some experts, applied to rows sorted by expert.
+
+    It keeps the experts; others may share them, and one may stand here twice.
+    """
+
+    def __init__(self, experts: Sequence[ExpertFfn], mode: ComputeMode) -> None:
+        kinds = {expert.kind for expert in experts}
+        if len(kinds) > 1:
+            raise ValueError(f"experts of {len(kinds)} shapes, types or devices in one layer: {kinds}")
+        self._experts = tuple(experts)
+        ops = experts[0].ops if experts else None
+        packed = [expert.packed for expert in experts if expert.packed is not None]
+        plain = [expert.plain for expert in experts if expert.plain is not None]
+        self._compute = _torch_compute(plain, mode) if ops is None else _native_compute(ops, packed)
+
+    @classmethod
+    def from_stacks(cls, gate_up_EGD: Tensor, down_EDF: Tensor, mode: ComputeMode) -> GroupedFfn:
+        """Of E experts whose weights stand in two tensors, which are not needed afterwards."""
+        n_features = down_EDF.shape[2]
+        pairs = zip(gate_up_EGD, down_EDF, strict=True)
+        return cls(
+            [ExpertFfn(gu_GD[:n_features], gu_GD[n_features:], down_DF, mode) for gu_GD, down_DF in pairs],
+            mode,
         )
 
     def __call__(self, x_RD: Tensor, rows_per_expert: Sequence[int]) -> Tensor:
@@ -42,39 +93,34 @@ class GroupedFfn:
         Only the weights of experts with rows are read. Raises ValueError when the counts do not
         add up to R or are not one for each expert.
         """
-        if len(rows_per_expert) != self._n_experts or sum(rows_per_expert) != x_RD.shape[0]:
+        n_experts = len(self._experts)
+        if len(rows_per_expert) != n_experts or sum(rows_per_expert) != x_RD.shape[0]:
             raise ValueError(
                 f"rows_per_expert counts {sum(rows_per_expert)} rows of {len(rows_per_expert)} experts; "
-                f"given are {x_RD.shape[0]} rows and {self._n_experts} experts"
+                f"given are {x_RD.shape[0]} rows and {n_experts} experts"
             )
         return self._compute(x_RD, rows_per_expert)
 
 
-def _native_compute(ops: NativeOps, gate_up_EGD: Tensor, down_EDF: Tensor) -> Compute:
-    if down_EDF.shape[2] % LANES == 0:
-        for gate_up_GD in gate_up_EGD:
-            gate_up_GD.copy_(interleave_gate_up(gate_up_GD))
-        gate_up = ops.pack_in_place(gate_up_EGD)
-    else:
-        gate_up = ops.pack([interleave_gate_up(gate_up_GD) for gate_up_GD in gate_up_EGD])
-    down = ops.pack_in_place(down_EDF)
+def _native_compute(ops: NativeOps, packed: Sequence[PackedExpert]) -> Compute:
+    table = ExpertTable.of(packed)
 
     def compute(x_RD: Tensor, rows_per_expert: Sequence[int]) -> Tensor:
-        return ops.grouped_ffn(x_RD.contiguous(), gate_up, down, rows_per_expert)
+        return ops.grouped_ffn(x_RD.contiguous(), table, rows_per_expert)
 
     return compute
 
 
-def _torch_compute(gate_up_EGD: Tensor, down_EDF: Tensor, mode: ComputeMode) -> Compute:
+def _torch_compute(experts: Sequence[tuple[Tensor, Tensor]], mode: ComputeMode) -> Compute:
     def compute(x_RD: Tensor, rows_per_expert: Sequence[int]) -> Tensor:
         y_RD = torch.empty_like(x_RD)
         start = 0
-        for expert, n_rows in enumerate(rows_per_expert):
+        for (gate_up_GD, down_DF), n_rows in zip(experts, rows_per_expert, strict=True):
             if n_rows == 0:
                 continue
             rows_RD = x_RD[start : start + n_rows]
-            h_RF = swiglu_torch(tiled_linear(rows_RD, gate_up_EGD[expert], None, mode))
-            y_RD[start : start + n_rows] = tiled_linear(h_RF, down_EDF[expert], None, mode)
+            h_RF = swiglu_torch(tiled_linear(rows_RD, gate_up_GD, None, mode))
+            y_RD[start : start + n_rows] = tiled_linear(h_RF, down_DF, None, mode)
             start += n_rows
         return y_RD
 

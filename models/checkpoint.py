@@ -6,6 +6,7 @@ No torch here, so that a checkpoint can be checked before anything is started.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,21 @@ from expertmesh.models.spec import ModelSpec
 
 _FLOAT_DTYPES: dict[str, Literal["fp32", "bf16"]] = {"F32": "fp32", "BF16": "bf16", "F16": "fp32"}
 """What weights are computed in by default. Half precision becomes fp32, which holds it exactly."""
+
+ReadFile = Callable[[Path, int, memoryview], None]
+"""Fills a buffer from a file's byte on. Raises OSError, or EOFError when the file ends early."""
+
+
+def read_file(file: Path, offset_bytes: int, buffer: memoryview) -> None:
+    """`ReadFile` by plain reads, not a memory map: mapped pages would count as this process's memory."""
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset_bytes)
+        done_bytes = 0
+        while done_bytes < buffer.nbytes:
+            n_bytes = stream.readinto(buffer[done_bytes:])
+            if not n_bytes:
+                raise EOFError(f"{file} ends early")
+            done_bytes += n_bytes
 
 
 class Checkpoint:
@@ -61,10 +77,10 @@ class Checkpoint:
         """Where and how a tensor is stored."""
         return self._tensors[ref.name]
 
-    def read_bytes(self, ref: TensorRef, buffer: memoryview, skip_bytes: int = 0) -> None:
+    def read_bytes(
+        self, ref: TensorRef, buffer: memoryview, skip_bytes: int = 0, read: ReadFile = read_file
+    ) -> None:
         """Fills a buffer with a tensor's data as stored, from `skip_bytes` into the tensor on.
-
-        Plain reads, not a memory map: mapped pages would count as this process's memory.
 
         Raises:
             CheckpointError: the file cannot be read, or ends too early.
@@ -75,14 +91,9 @@ class Checkpoint:
                 f"{ref.name} has {tensor.n_bytes} bytes, {skip_bytes + buffer.nbytes} are asked for"
             )
         try:
-            with tensor.file.open("rb", buffering=0) as stream:
-                stream.seek(tensor.offset_bytes + skip_bytes)
-                done_bytes = 0
-                while done_bytes < buffer.nbytes:
-                    n_bytes = stream.readinto(buffer[done_bytes:])
-                    if not n_bytes:
-                        raise CheckpointError(tensor.file, "the file ends early", f"tensor {ref.name!r}")
-                    done_bytes += n_bytes
+            read(tensor.file, tensor.offset_bytes + skip_bytes, buffer)
+        except EOFError:
+            raise CheckpointError(tensor.file, "the file ends early", f"tensor {ref.name!r}") from None
         except OSError as error:
             problem = f"the file cannot be read: {error.strerror}"
             raise CheckpointError(tensor.file, problem, f"tensor {ref.name!r}") from None

@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint, as one typed error."""
+"""What can keep weights from being loaded."""
 
 from __future__ import annotations
 
@@ -20,3 +20,7 @@ class CheckpointError(Exception):
     def __str__(self) -> str:
         where = f"{self.file}: {self.item}" if self.item else str(self.file)
         return f"{where}: {self.problem}"
+
+
+class LoadCancelledError(Exception):
+    """Weights that were being read are not wanted any more; the message says why."""

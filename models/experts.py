@@ -1,37 +1,42 @@
-"""The routed experts that one process holds: the slots of every MoE layer.
+"""The routed experts that one process computes with: the slots of every MoE layer.
 
-Shape suffixes: R rows (a token routed to one expert), D hidden size, S slots of a layer, F an
-expert's hidden features, G = 2F (gate, then up).
+Shape suffixes: R rows (a token routed to one expert), D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from expertmesh.kernels.grouped_ffn import GroupedFfn
+from expertmesh.kernels.grouped_ffn import ExpertFfn, GroupedFfn
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.models.checkpoint import Checkpoint
-from expertmesh.models.loader import Progress, TensorLoader
-from expertmesh.models.names import SwigluTensors, expert_tensors, swiglu_refs
+from expertmesh.models.expert_reader import ExpertKey, ExpertReader, Slots, keys_of
+from expertmesh.models.loader import Progress
 from expertmesh.models.spec import LayerSpec, ModelSpec, MoeSpec
 
 
 class ExpertBank:
-    """Slots of routed experts, layer by layer. A slot holds one logical expert."""
+    """Slots of routed experts, layer by layer. A slot holds one logical expert.
 
-    def __init__(self, slots: tuple[tuple[int, ...], ...], layers: list[GroupedFfn | None]) -> None:
-        self._slots = slots
-        self._layers = layers
+    A view of the experts: other banks may hold the same ones (`models.expert_store`).
+    """
+
+    def __init__(self, slots: Slots, experts: Mapping[ExpertKey, ExpertFfn], mode: ComputeMode) -> None:
+        self._slots = tuple(tuple(layer) for layer in slots)
+        self._layers = [
+            GroupedFfn([experts[moe_layer, expert] for expert in layer], mode)
+            for moe_layer, layer in enumerate(self._slots)
+        ]
 
     @classmethod
     def load(
         cls,
         checkpoint: Checkpoint,
         spec: ModelSpec,
-        slots: Sequence[Sequence[int]],
+        slots: Slots,
         *,
         mode: ComputeMode,
         dtype: torch.dtype,
@@ -48,21 +53,18 @@ class ExpertBank:
             ValueError: the slots do not fit the model.
             CheckpointError: a file cannot be read any more.
         """
-        _check_slots(spec, slots)
-        tensors = [
-            [expert_tensors(checkpoint.names, spec, layer, expert) for expert in experts]
-            for layer, experts in zip(spec.moe_layers, slots, strict=True)
-        ]
-        total_bytes = sum(
-            checkpoint.stored(ref).n_bytes
-            for layer in tensors
-            for slot in layer
-            for ref in swiglu_refs(slot)
-        )
-        loader = TensorLoader(
-            checkpoint, dtype=dtype, device=device, total_bytes=total_bytes, progress=progress
-        )
-        return cls(tuple(map(tuple, slots)), [_load_layer(loader, layer, mode) for layer in tensors])
+        keys = keys_of(spec, slots)
+        reader = ExpertReader(checkpoint, spec, mode=mode, dtype=dtype, device=device)
+        total_bytes = reader.stored_bytes(keys)
+        done_bytes = 0
+
+        def after_tensor(n_bytes: int) -> None:
+            nonlocal done_bytes
+            done_bytes += n_bytes
+            if progress is not None:
+                progress(done_bytes, total_bytes)
+
+        return cls(slots, {key: reader.read(key, after_tensor) for key in keys}, mode)
 
     @property
     def slots(self) -> tuple[tuple[int, ...], ...]:
@@ -75,14 +77,11 @@ class ExpertBank:
         Raises:
             ValueError: the counts do not fit the rows or the slots.
         """
-        layer = self._layers[moe_layer]
-        if layer is not None:
-            return layer(x_RD, rows_per_slot)
-        if x_RD.shape[0] or len(rows_per_slot):
+        if not self._slots[moe_layer] and (x_RD.shape[0] or rows_per_slot):
             raise ValueError(
                 f"{x_RD.shape[0]} rows came for MoE layer {moe_layer}, which has no slots here"
             )
-        return torch.empty_like(x_RD)
+        return self._layers[moe_layer](x_RD, rows_per_slot)
 
 
 def all_experts(spec: ModelSpec) -> tuple[tuple[int, ...], ...]:
@@ -95,30 +94,3 @@ def expert_bytes(spec: ModelSpec, layer: LayerSpec, dtype: torch.dtype) -> int:
     if not isinstance(layer.ffn, MoeSpec):
         raise TypeError(f"layer {layer.index} of {spec.architecture} has no routed experts")
     return 3 * spec.hidden_size * layer.ffn.intermediate * dtype.itemsize
-
-
-def _check_slots(spec: ModelSpec, slots: Sequence[Sequence[int]]) -> None:
-    if len(slots) != len(spec.moe_layers):
-        raise ValueError(f"slots for {len(slots)} MoE layers, but the model has {len(spec.moe_layers)}")
-    for moe_layer, experts in enumerate(slots):
-        for expert in experts:
-            if not 0 <= expert < spec.n_experts:
-                raise ValueError(
-                    f"MoE layer {moe_layer} has experts 0 to {spec.n_experts - 1}, not {expert}"
-                )
-
-
-def _load_layer(
-    loader: TensorLoader, experts: Sequence[SwigluTensors], mode: ComputeMode
-) -> GroupedFfn | None:
-    """Every tensor goes straight to its place in the stacks: no copy of the slice is ever held."""
-    if not experts:
-        return None
-    n_features, hidden = experts[0].gate.shape
-    gate_up_SGD = loader.empty(len(experts), 2 * n_features, hidden)
-    down_SDF = loader.empty(len(experts), hidden, n_features)
-    for slot, tensors in enumerate(experts):
-        loader.read_into(tensors.gate, gate_up_SGD[slot, :n_features])
-        loader.read_into(tensors.up, gate_up_SGD[slot, n_features:])
-        loader.read_into(tensors.down, down_SDF[slot])
-    return GroupedFfn(gate_up_SGD, down_SDF, mode)

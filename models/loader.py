@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from expertmesh.models.checkpoint import Checkpoint
+from expertmesh.models.checkpoint import Checkpoint, ReadFile, read_file
 from expertmesh.models.names import TensorRef
 
 Progress = Callable[[int, int], None]
@@ -32,10 +32,12 @@ class TensorLoader:
         device: torch.device,
         total_bytes: int = 0,
         progress: Progress | None = None,
+        read: ReadFile = read_file,
     ) -> None:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
+        self._read_file = read
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._progress = progress
@@ -58,7 +60,7 @@ class TensorLoader:
         stored = self._checkpoint.stored(ref)
         stored_dtype = _TORCH_DTYPES[stored.dtype]
         if out.device.type == "cpu" and out.dtype == stored_dtype and out.is_contiguous():
-            self._checkpoint.read_bytes(ref, _raw_bytes(out))
+            self._checkpoint.read_bytes(ref, _raw_bytes(out), read=self._read_file)
         else:
             self._convert_into(ref, out, stored_dtype)
         self._done_bytes += stored.n_bytes
@@ -71,7 +73,7 @@ class TensorLoader:
         for start in range(0, out.shape[0], part_rows):
             part = out[start : start + part_rows]
             staging = self._staging(part.numel() * stored_dtype.itemsize)
-            self._checkpoint.read_bytes(ref, staging.numpy().data, start * row_bytes)
+            self._checkpoint.read_bytes(ref, staging.numpy().data, start * row_bytes, self._read_file)
             part.copy_(staging.view(stored_dtype).view(part.shape))
 
     def _staging(self, n_bytes: int) -> Tensor:

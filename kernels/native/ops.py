@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 
 from expertmesh.kernels.native.library import NativeLibrary, native_library
-from expertmesh.kernels.native.packing import LINE_BYTES, PackedMatrix, aligned_zeros, packed_bytes
+from expertmesh.kernels.native.packing import (
+    ExpertTable,
+    PackedExpert,
+    PackedMatrix,
+    aligned_zeros,
+    packed_bytes,
+    page_zeros,
+)
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16))
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 # The parameters of the C functions: pointer, long, int, float.
 _SIGNATURES = {
-    "pack": "p llll i p i",
+    "pack": "p llll i p l i",
     "linear": "p lll p l p p l iiii",
     "head_product": "p lllll p l p ll iii",
     "grouped_ffn": "p llll p p p l p p iii",
@@ -93,22 +100,24 @@ class NativeOps:
             self._pack_into(weight, storage[i * matrix_bytes :])
         return PackedMatrix(storage, n, k, is_bf16)
 
-    def pack_in_place(self, stack_SNK: Tensor) -> PackedMatrix:
-        """As `pack`, into the stack's own memory where it fits: one matrix is held twice at most."""
-        n_matrices, n, k = stack_SNK.shape
-        is_bf16 = _is_bf16(stack_SNK)
-        matrix_bytes = packed_bytes(n, k, is_bf16)
-        fits = matrix_bytes == n * k * stack_SNK.element_size() and stack_SNK.is_contiguous()
-        if not fits or stack_SNK.data_ptr() % LINE_BYTES:
-            return self.pack(list(stack_SNK))
-        scratch = aligned_zeros(matrix_bytes)
-        storage = stack_SNK.view(-1).view(torch.uint8)
-        for i in range(n_matrices):
-            self._pack_into(stack_SNK[i], scratch)
-            storage[i * matrix_bytes : (i + 1) * matrix_bytes] = scratch
-        return PackedMatrix(storage, n, k, is_bf16)
+    def pack_expert(
+        self, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, *, background: bool = False
+    ) -> PackedExpert:
+        """Copies one expert's matrices. In the background: on one thread of low priority."""
+        n_features, hidden = gate_FD.shape
+        is_bf16 = _is_bf16(gate_FD)
+        half_bytes = packed_bytes(n_features, hidden, is_bf16)
+        storage = page_zeros(2 * half_bytes + packed_bytes(hidden, n_features, is_bf16))
+        panel_bytes = packed_bytes(1, hidden, is_bf16)
+        self._pack_into(gate_FD, storage, 2, background)
+        self._pack_into(up_FD, storage[panel_bytes:], 2, background)
+        self._pack_into(down_DF, storage[2 * half_bytes :], 1, background)
+        return PackedExpert(storage, hidden, n_features, is_bf16)
 
-    def _pack_into(self, weight_NK: Tensor, storage: Tensor) -> None:
+    def _pack_into(
+        self, weight_NK: Tensor, storage: Tensor, every: int = 1, background: bool = False
+    ) -> None:
+        """Fills every `every`-th panel of zeroed storage."""
         n, k = weight_NK.shape
         self._pack(
             weight_NK.data_ptr(),
@@ -118,7 +127,8 @@ class NativeOps:
             weight_NK.stride(1),
             _is_bf16(weight_NK),
             storage.data_ptr(),
-            torch.get_num_threads(),
+            every,
+            0 if background else torch.get_num_threads(),
         )
 
     def _path(self, is_bf16: bool) -> int:
@@ -168,18 +178,12 @@ class NativeOps:
         )
         return y_THO
 
-    def grouped_ffn(
-        self,
-        x_RD: Tensor,
-        gate_up: PackedMatrix,
-        down: PackedMatrix,
-        rows_per_expert: Sequence[int],
-    ) -> Tensor:
-        """Each expert's rows through its SwiGLU layers; see `interleave_gate_up` for `gate_up`."""
+    def grouped_ffn(self, x_RD: Tensor, experts: ExpertTable, rows_per_expert: Sequence[int]) -> Tensor:
+        """Each expert's rows through its SwiGLU layers; only experts with rows are touched."""
         n_rows, hidden = x_RD.shape
-        pairs_width = gate_up.n // 2
-        h_width = -(-pairs_width // 32) * 32
-        make = torch.empty if h_width == pairs_width else torch.zeros
+        padded_features = -(-experts.n_features // 16) * 16
+        h_width = -(-padded_features // 32) * 32
+        make = torch.empty if h_width == padded_features else torch.zeros
         h_RF = make(n_rows, h_width, dtype=x_RD.dtype)
         y_RD = torch.empty(n_rows, hidden, dtype=x_RD.dtype)
         self._grouped_ffn(
@@ -187,15 +191,15 @@ class NativeOps:
             x_RD.stride(0),
             n_rows,
             hidden,
-            down.k,
-            gate_up.storage.data_ptr(),
-            down.storage.data_ptr(),
+            experts.n_features,
+            experts.gate_up,
+            experts.down,
             (ctypes.c_long * len(rows_per_expert))(*rows_per_expert),
             len(rows_per_expert),
             h_RF.data_ptr(),
             y_RD.data_ptr(),
-            gate_up.is_bf16,
-            self._path(gate_up.is_bf16),
+            experts.is_bf16,
+            self._path(experts.is_bf16),
             torch.get_num_threads(),
         )
         return y_RD

@@ -1,4 +1,5 @@
 /* Linear layers, one small product a head, and the routed experts' feed-forward. */
+#include "background.h"
 #include "gemm.h"
 #include "parallel.h"
 
@@ -10,6 +11,7 @@ typedef struct {
     long n, k, n_stride, k_stride;
     int is_bf16;
     char *packed;
+    long panel_step; /* bytes from one packed panel to the next */
 } Packing;
 
 static void pack_panels(void *job, Parts *parts) {
@@ -19,7 +21,7 @@ static void pack_panels(void *job, Parts *parts) {
         const long lanes = w.n - p * LANES < LANES ? w.n - p * LANES : LANES;
         for (long line = 0; line < lines; line++)
             for (long lane = 0; lane < lanes; lane++) {
-                char *to = w.packed + (p * lines + line) * LINE_BYTES + lane * 4;
+                char *to = w.packed + p * w.panel_step + line * LINE_BYTES + lane * 4;
                 const long row = (p * LANES + lane) * w.n_stride;
                 if (!w.is_bf16) {
                     memcpy(to, (const float *)w.weights + row + line * w.k_stride, 4);
@@ -32,11 +34,17 @@ static void pack_panels(void *job, Parts *parts) {
     }
 }
 
-/* weights [n, k] with the given strides (elements) to panels; `packed` is zeroed by the caller. */
+static void pack_alone(void *job) { in_parallel(1, panels(((Packing *)job)->n), pack_panels, job); }
+
+/* weights [n, k] with the given strides (elements) to panels; `packed` is zeroed by the caller. Of the places
+   for panels every `every`-th is filled, so that gate and up can take turns. 0 threads: in the background. */
 API void expertmesh_pack(const void *weights, long n, long k, long n_stride, long k_stride, int is_bf16, void *packed,
-                         int threads) {
-    Packing packing = {weights, n, k, n_stride, k_stride, is_bf16, packed};
-    in_parallel(threads, panels(n), pack_panels, &packing);
+                         long every, int threads) {
+    Packing packing = {weights, n, k, n_stride, k_stride, is_bf16, packed, every * panel_bytes(k, is_bf16)};
+    if (threads)
+        in_parallel(threads, panels(n), pack_panels, &packing);
+    else
+        in_background(pack_alone, &packing);
 }
 
 typedef struct {
@@ -165,12 +173,13 @@ static void swiglu_panels(const Product *product, void *h, long h_width, long ro
     }
 }
 
-/* The routed experts' feed-forward; `active` lists the experts that have rows. */
+/* The routed experts' feed-forward, for the `n_active` experts that have rows. */
 typedef struct {
-    const char *x, *gate_up, *down;
+    const char *x;
+    const void *const *gate_up, *const *down; /* of each expert */
     char *h, *y;
     long x_stride, d, f_pairs, h_width, up_lines, down_lines;
-    const long *experts, *starts, *counts;
+    const long *experts, *starts, *counts; /* of the active: which it is, its first row, its rows */
     long n_active, units_per_part;
     int is_bf16, path;
 } ExpertsJob;
@@ -186,8 +195,7 @@ static void gate_up_parts(void *job, Parts *parts) {
             const long a = unit / pairs, from = unit % pairs;
             const long to = from + (end - unit) < pairs ? from + (end - unit) : pairs;
             const Product product = {element(j.x, j.starts[a] * j.x_stride, j.is_bf16), j.x_stride,
-                                     j.gate_up + j.experts[a] * 2 * pairs * j.up_lines * LINE_BYTES, j.up_lines,
-                                     j.is_bf16, j.path};
+                                     j.gate_up[j.experts[a]], j.up_lines, j.is_bf16, j.path};
             for (long pair = from; pair < to; pair += 2)
                 for (long row = 0; row < j.counts[a]; row += BLOCK_ROWS)
                     swiglu_panels(&product, element(j.h, j.starts[a] * j.h_width, j.is_bf16), j.h_width, row,
@@ -211,8 +219,7 @@ static void down_parts(void *job, Parts *parts) {
             const long a = unit / width, from = unit % width;
             const long to = from + (end - unit) < width ? from + (end - unit) : width;
             const Product product = {element(j.h, j.starts[a] * j.h_width, j.is_bf16), j.h_width,
-                                     j.down + j.experts[a] * width * j.down_lines * LINE_BYTES, j.down_lines, j.is_bf16,
-                                     j.path};
+                                     j.down[j.experts[a]], j.down_lines, j.is_bf16, j.path};
             const Output out = {element(j.y, j.starts[a] * j.d, j.is_bf16), j.d, j.d, NULL, j.is_bf16, j.is_bf16};
             for (long panel = from; panel < to; panel += BLOCK_PANELS)
                 for (long row = 0; row < j.counts[a]; row += BLOCK_ROWS)
@@ -226,10 +233,10 @@ static void down_parts(void *job, Parts *parts) {
     product_end(&any);
 }
 
-/* y [rows, d]: every expert's rows through its packed gate_up [2 * f_panels * 16 interleaved by panel, d]
-   and down [d, f]. `h` is scratch: rows times padded width of f, which is a whole number of lines. */
-API void expertmesh_grouped_ffn(const void *x, long x_stride, long rows, long d, long f, const void *gate_up,
-                                const void *down, const long *rows_per_expert, long n_experts, void *h, void *y,
+/* y [rows, d]: every expert's rows through its packed gate_up [2 * f_panels * 16, d], whose panels take
+   turns, and down [d, f]. `h` is scratch: rows times padded width of f, which is a whole number of lines. */
+API void expertmesh_grouped_ffn(const void *x, long x_stride, long rows, long d, long f, const void *const *gate_up,
+                                const void *const *down, const long *rows_per_expert, long n_experts, void *h, void *y,
                                 int is_bf16, int path, int threads) {
     long *experts = malloc(3 * (n_experts + 1) * sizeof(long)), *starts = experts + n_experts, *counts = starts + n_experts;
     long n_active = 0;

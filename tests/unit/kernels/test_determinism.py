@@ -121,7 +121,7 @@ def test_gate(
 @pytest.mark.parametrize("mode", MODES)
 def test_grouped_ffn(dtype: torch.dtype, mode: ComputeMode, hidden: int, inner: int) -> None:
     n_experts = 3
-    ffn = GroupedFfn(
+    ffn = GroupedFfn.from_stacks(
         randn(n_experts, 2 * inner, hidden, dtype=dtype, seed=1) * 0.1,
         randn(n_experts, hidden, inner, dtype=dtype, seed=2) * 0.1,
         mode,

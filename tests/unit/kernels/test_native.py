@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from expertmesh.kernels.grouped_ffn import GroupedFfn
+from expertmesh.kernels.grouped_ffn import ExpertFfn, GroupedFfn
 from expertmesh.kernels.mode import ComputeMode
+from expertmesh.kernels.native.files import background_reader
 from expertmesh.kernels.native.library import (
     NativeBuildError,
     NativeLibrary,
@@ -19,6 +23,7 @@ from expertmesh.kernels.native.library import (
     native_library,
 )
 from expertmesh.kernels.native.ops import NativeOps
+from expertmesh.kernels.native.packing import ExpertTable
 
 needs_library = pytest.mark.skipif(native_library() is None, reason="no gcc, or no AVX-512 with bf16")
 
@@ -86,9 +91,9 @@ def test_experts_with_both_instruction_sets(amx: bool, dtype: torch.dtype) -> No
         randn(1, 96, 64, dtype=dtype, seed=1),
         randn(1, 64, 48, dtype=dtype, seed=2),
     )
-    expected = GroupedFfn(gate_up.clone(), down.clone(), ComputeMode(native=False))(x, [40])
-    turns = torch.cat([gate_up[0, i : i + 16] for i in (0, 48, 16, 64, 32, 80)])
-    y = ops.grouped_ffn(x, ops.pack([turns]), ops.pack([down[0]]), [40])
+    expected = GroupedFfn.from_stacks(gate_up, down, ComputeMode(native=False))(x, [40])
+    expert = ops.pack_expert(*gate_up[0].chunk(2), down[0])
+    y = ops.grouped_ffn(x, ExpertTable.of([expert]), [40])
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
     assert (y.float() - expected.float()).abs().max() < tolerance * expected.float().abs().max()
 
@@ -100,8 +105,14 @@ def test_results_do_not_depend_on_the_number_of_threads(amx: bool, dtype: torch.
     x = randn(37, 96, dtype=dtype)
     linear = ops.pack([randn(200, 96, dtype=dtype, seed=1)])
     heads = ops.pack([randn(56, 24, dtype=dtype, seed=s) for s in range(4)])
-    gate_up = ops.pack([randn(64, 96, dtype=dtype, seed=s) * 0.1 for s in range(3)])
-    down = ops.pack([randn(96, 32, dtype=dtype, seed=s) * 0.1 for s in range(3)])
+    experts = [
+        ops.pack_expert(
+            *(randn(32, 96, dtype=dtype, seed=s + i) * 0.1 for i in (0, 3)),
+            randn(96, 32, dtype=dtype, seed=s + 6) * 0.1,
+        )
+        for s in range(3)
+    ]
+    table = ExpertTable.of(experts)
     cache = randn(9, 4, 24, dtype=dtype)
     tables = torch.randperm(9, generator=torch.Generator().manual_seed(0)).view(1, 9)
 
@@ -121,7 +132,7 @@ def test_results_do_not_depend_on_the_number_of_threads(amx: bool, dtype: torch.
         return [
             ops.linear(x, linear, None, dtype),
             ops.head_product(x.view(37, 4, 24), heads, torch.empty(37, 4, 56, dtype=dtype)),
-            ops.grouped_ffn(x, gate_up, down, [20, 0, 17]),
+            ops.grouped_ffn(x, table, [20, 0, 17]),
             attended,
         ]
 
@@ -132,12 +143,74 @@ def test_results_do_not_depend_on_the_number_of_threads(amx: bool, dtype: torch.
 
 
 @needs_library
-def test_experts_keep_their_weights_in_the_memory_that_was_given() -> None:
-    gate_up = randn(4, 64, 32, dtype=torch.bfloat16)
-    down = randn(4, 32, 32, dtype=torch.bfloat16, seed=1)
-    ffn = GroupedFfn(gate_up, down, ComputeMode())
-    x = randn(4, 32, dtype=torch.bfloat16)
-    before = ffn(x, [1, 1, 1, 1])
-    gate_up.zero_()
-    assert before.any()
-    assert not ffn(x, [1, 1, 1, 1]).any()
+@pytest.mark.parametrize(("hidden", "n_features"), [(64, 48), (33, 7), (96, 32)])
+def test_packing_in_the_background_gives_the_same(dtype: torch.dtype, hidden: int, n_features: int) -> None:
+    ops = ops_of(amx=True)
+    gate, up = (randn(n_features, hidden, dtype=dtype, seed=s) for s in (0, 1))
+    down = randn(n_features, hidden, dtype=dtype, seed=2).T
+    packed = ops.pack_expert(gate, up, down)
+    assert torch.equal(packed.storage, ops.pack_expert(gate, up, down, background=True).storage)
+    other_strides = ops.pack_expert(gate.T.clone().T, up, down.contiguous())
+    assert torch.equal(packed.storage, other_strides.storage)
+
+
+@needs_library
+def test_background_work_leaves_the_caller_its_priority(tmp_path: Path) -> None:
+    """A pipe without a writer holds the reading thread up until its priority has been looked at."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    read = background_reader()
+    assert read is not None
+    known = set(os.listdir("/proc/self/task"))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read, fifo, 0, memoryview(bytearray(4)))
+        nice: dict[str, int] = {}
+        while 15 not in nice.values() and not reading.done():
+            threads = set(os.listdir("/proc/self/task")) - known
+            nice = {thread: os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads}
+        os.close(os.open(fifo, os.O_WRONLY))
+        with pytest.raises(OSError, match="Illegal seek"):  # Pipes cannot be read at an offset.
+            reading.result()
+    assert sorted(nice.values()) == [0, 15]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+
+
+def test_reading_in_the_background(tmp_path: Path) -> None:
+    read = background_reader()
+    if read is None:
+        pytest.skip("no compiled kernels")
+    file = tmp_path / "file with ä"
+    file.write_bytes(bytes(range(100)))
+    buffer = bytearray(20)
+    read(file, 30, memoryview(buffer))
+    assert buffer == bytes(range(30, 50))
+    with pytest.raises(EOFError, match="ends early"):
+        read(file, 90, memoryview(buffer))
+    with pytest.raises(FileNotFoundError, match="nothing there"):
+        read(tmp_path / "nothing there", 0, memoryview(buffer))
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path, 0, memoryview(buffer))
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@needs_library
+def test_experts_give_their_memory_back() -> None:
+    weights = torch.randn(3, 256, 512)
+    mode = ComputeMode()
+
+    def experts(n: int) -> list[ExpertFfn]:
+        return [ExpertFfn(weights[0], weights[1], weights[2].T, mode) for _ in range(n)]
+
+    held = experts(1)
+    before_bytes = resident_bytes()
+    held += experts(64)
+    assert held[0].n_bytes == weights.nbytes
+    assert resident_bytes() - before_bytes > 60 * weights.nbytes
+    del held[1::2]  # Every other one: what stays does not keep what goes.
+    assert resident_bytes() - before_bytes < 34 * weights.nbytes
+    held.clear()
+    assert resident_bytes() - before_bytes < 2 * weights.nbytes

@@ -29,7 +29,7 @@ class Case:
             return torch.randn(*shape, generator=generator).to(dtype)
 
         self.linear = Linear(randn(200, 96), randn(200), ComputeMode())
-        self.ffn = GroupedFfn(randn(5, 144, 96), randn(5, 96, 72), ComputeMode())
+        self.ffn = GroupedFfn.from_stacks(randn(5, 144, 96), randn(5, 96, 72), ComputeMode())
         self.inputs = [randn(n, 96) for n in ROWS]
         self.expected = self.compute()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expertmesh.kernels.activation import swiglu, swiglu_torch
 from expertmesh.kernels.attention import mla_paged_attention
-from expertmesh.kernels.grouped_ffn import GroupedFfn
+from expertmesh.kernels.grouped_ffn import ExpertFfn, GroupedFfn
 from expertmesh.kernels.linear import HeadProduct, Linear
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.kernels.norm import rms_norm, rms_norm_torch
@@ -148,7 +148,7 @@ def test_grouped_ffn(
     gate_up = randn(3, 2 * inner, hidden, dtype=dtype, seed=1)
     down = randn(3, hidden, inner, dtype=dtype, seed=2)
     x = randn(sum(rows), hidden, dtype=dtype)
-    y = GroupedFfn(gate_up.clone(), down.clone(), mode)(x, rows)
+    y = GroupedFfn.from_stacks(gate_up, down, mode)(x, rows)
     assert y.dtype == dtype
     parts = []
     for expert, part in enumerate(x.double().split(list(rows))):
@@ -158,11 +158,35 @@ def test_grouped_ffn(
 
 
 def test_grouped_ffn_refuses_counts_that_do_not_add_up() -> None:
-    ffn = GroupedFfn(torch.zeros(2, 8, 4), torch.zeros(2, 4, 4), ComputeMode())
+    ffn = GroupedFfn.from_stacks(torch.zeros(2, 8, 4), torch.zeros(2, 4, 4), ComputeMode())
     with pytest.raises(ValueError, match="counts 2 rows of 2 experts; given are 3 rows and 2 experts"):
         ffn(torch.zeros(3, 4), [1, 1])
     with pytest.raises(ValueError, match="of 1 experts"):
         ffn(torch.zeros(3, 4), [3])
+
+
+def test_grouped_ffn_of_experts_that_are_shared(dtype: torch.dtype) -> None:
+    """One expert in two layers, twice in one of them."""
+    a, b = (
+        ExpertFfn(randn(24, 40, dtype=dtype, seed=s), randn(24, 40, dtype=dtype), down, ComputeMode())
+        for s, down in ((1, randn(40, 24, dtype=dtype)), (2, randn(40, 24, dtype=dtype, seed=3)))
+    )
+    x = randn(9, 40, dtype=dtype)
+    alone, shared = GroupedFfn([a], ComputeMode()), GroupedFfn([a, b, a], ComputeMode())
+    del a, b
+    y = shared(x, [4, 0, 5])
+    assert torch.equal(y, alone(x, [9]))
+    assert not torch.equal(shared(x, [0, 9, 0]), y)
+
+
+def test_experts_that_do_not_fit_together() -> None:
+    w = randn(8, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match="no expert has gate"):
+        ExpertFfn(w, w, w, ComputeMode())
+    wide = randn(16, 4, dtype=torch.float32)
+    experts = [ExpertFfn(w, w, w.T, ComputeMode()), ExpertFfn(wide, wide, wide.T, ComputeMode())]
+    with pytest.raises(ValueError, match="2 shapes"):
+        GroupedFfn(experts, ComputeMode())
 
 
 def attend(entries: Tensor, queries: Tensor, start: int, value_dim: int, scale: float) -> Tensor:
