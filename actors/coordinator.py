@@ -38,6 +38,9 @@ class CoordinatorActor:
     """
 
     def __init__(self, config_json: str, n_moe_layers: int, n_experts: int, linger_s: float) -> None:
+        # Ray's log of this process: who comes and goes, what changes and why.
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("expertmesh").setLevel(logging.INFO)
         config = DeploymentConfig.model_validate_json(config_json)
         place = ContiguousPlacer(n_moe_layers, n_experts)
         loads = LoadTable(n_experts=n_experts, window_s=config.balance.window_s)
