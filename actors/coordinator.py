@@ -13,10 +13,11 @@ from expertmesh.actors.scaler import DashboardPort, ScalingMetrics
 from expertmesh.cluster.coordinator import Coordinator, rules_of
 from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.member import FindCoordinator
-from expertmesh.cluster.placement.contiguous import ContiguousPlacer
+from expertmesh.cluster.placement.planner import ExpertPlacer
 from expertmesh.cluster.scaling_loop import ScalingLoop
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.models.checkpoint import check_checkpoint
+from expertmesh.models.spec import MoeSpec
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,26 @@ class CoordinatorActor:
         config_json: the `DeploymentConfig`.
         n_moe_layers: layers with routed experts.
         n_experts: routed experts of each.
+        n_groups: groups of experts that the gate chooses by.
         linger_s: see LINGER_S.
     """
 
-    def __init__(self, config_json: str, n_moe_layers: int, n_experts: int, linger_s: float) -> None:
+    def __init__(
+        self, config_json: str, n_moe_layers: int, n_experts: int, n_groups: int, linger_s: float
+    ) -> None:
         # Ray's log of this process: who comes and goes, what changes and why.
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("expertmesh").setLevel(logging.INFO)
         config = DeploymentConfig.model_validate_json(config_json)
-        place = ContiguousPlacer(n_moe_layers, n_experts)
         loads = LoadTable(n_experts=n_experts, window_s=config.balance.window_s)
+        place = ExpertPlacer(
+            n_moe_layers,
+            n_experts,
+            n_groups=n_groups,
+            redundant_slots=config.experts.redundant_slots,
+            staging_slots=config.experts.staging_slots,
+            load=loads.window_expert_rows,
+        )
         scaling = partial(ScalingLoop, config, DashboardPort(config.name), observe=ScalingMetrics())
         self._coordinator = Coordinator(rules_of(config), place, loads=loads, scaling=scaling)
         self._linger_s = linger_s
@@ -132,4 +143,8 @@ def _get_or_create(config: DeploymentConfig, linger_s: float) -> Any:
         max_restarts=-1,
         num_cpus=0,
     )
-    return options.remote(config.model_dump_json(), len(spec.moe_layers), spec.n_experts, linger_s)
+    moe = [layer.ffn for layer in spec.moe_layers if isinstance(layer.ffn, MoeSpec)]
+    n_groups = moe[0].gate.n_groups if moe else 1
+    return options.remote(
+        config.model_dump_json(), len(spec.moe_layers), spec.n_experts, n_groups, linger_s
+    )

@@ -225,6 +225,7 @@ class Membership(MembershipFacts):
         kind = "recovery" if self._settled_in else "start"
         self._log.begin(self._live_number, kind, self._why or "enough members are there", now_s)
         self._current = self._prepare(plan, now_s)
+        self._incomplete = not plan.complete
         self._has_formed = True
         self._state = State.FORMING
         self._reason = self._why

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from expertmesh.cluster.actions import Abandon, Exclude, Live, Message, Prepare, Send, Switch, Wake
 from expertmesh.cluster.membership import Membership
-from expertmesh.cluster.placement.contiguous import ContiguousPlacer
+from expertmesh.cluster.placement.planner import ExpertPlacer
 from expertmesh.cluster.state import LEFT_AS_ASKED, MembershipRules, State
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
 from expertmesh.cluster.types import Generation, MemberInfo, Role
@@ -108,7 +108,7 @@ class ClusterMachine(RuleBasedStateMachine):
                     pass
 
     def start_coordinator(self) -> None:
-        self.machine = Membership(self.rules_of_machine, ContiguousPlacer(N_LAYERS, N_EXPERTS))
+        self.machine = Membership(self.rules_of_machine, ExpertPlacer(N_LAYERS, N_EXPERTS, redundant_slots=2, staging_slots=1))
         self.highest_prepared = 0
         self.went_live = False
 
