@@ -62,10 +62,15 @@ An int is a count and taken as it is. A float is the load measured in replicas, 
 
 
 def load_policy(contexts: Contexts) -> tuple[dict[str, int | float], dict[str, Any]]:
-    """The policy that comes with expertmesh: so many replicas that each has its target's load."""
+    """The policy that comes with expertmesh: so many replicas that each has its target's load.
+
+    A deployment of which no replica has told anything yet stays as it is.
+    """
     wanted: dict[str, int | float] = {}
     for name, context in contexts.items():
         config, metrics = context.config, context.aggregated_metrics
+        if not any(metrics.values()):
+            continue
         match name:
             case "gateway":
                 wanted[name] = context.total_num_requests / config.target_gateway_requests

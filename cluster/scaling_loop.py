@@ -274,6 +274,8 @@ class ScalingLoop:
 
     async def _autoscale(self, autoscaler: Autoscaler) -> None:
         facts = self._cluster.facts()
+        if not facts.serving:
+            return  # what starts or recovers has no load to go by
         states = self._states(facts, await self._port.capacity())
         # On a thread: the policy may be the user's, and the coordinator must go on meanwhile.
         for decision in await asyncio.to_thread(autoscaler.decide, states, self._now_s()):

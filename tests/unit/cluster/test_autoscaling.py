@@ -173,6 +173,13 @@ def test_the_built_in_policy() -> None:
     assert wanted("experts", {"a": Load(), "b": Load()}, {"a": 0.9, "b": 0.6, "router": 1.0}) == 3.0
 
 
+def test_the_built_in_policy_leaves_alone_what_it_knows_nothing_of() -> None:
+    scaler = Autoscaler(CONFIG, load_policy)
+    states = {name: state(3, **metrics_of(name, {}, {})) for name in ("router", "experts")}
+    states["experts"] = state(3, **metrics_of("experts", {"a": Load()}, {}))
+    assert [scaler.decide(states, now_s) for now_s in (0.0, 1000.0)] == [[], []]
+
+
 def test_contexts_have_what_serve_policies_know() -> None:
     seen: list[Contexts] = []
 

@@ -261,6 +261,10 @@ def test_the_load_scales_up_and_down() -> None:
         serve, cluster = FakeServe(), FakeCluster(busy)
         async with running(serve, cluster, autoscaling=autoscaling()):
             await until(lambda: serve.numbers["router"] == 3)
+            # While no generation is live there is no load, which is no reason to want fewer.
+            cluster.known = replace(busy, loads={"r0": Load()}, serving=False)
+            await asyncio.sleep(0.3)
+            assert serve.numbers["router"] == 3
             cluster.known = replace(busy, loads={"r0": Load()})
             await until(lambda: serve.numbers["router"] == 1)
             assert serve.set_here == [("router", 3), ("router", 1)]
