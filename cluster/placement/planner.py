@@ -156,22 +156,32 @@ class _Plan:
             ]
             for layer, hosts in enumerate(layers)
         ]
-        now = [[hosts[host] for host in active] for hosts in layers]
-        step, complete = balancer.step(now, [[of_layer[host] for host in active] for of_layer in budgets])
-        return [self._spread(hosts, active) for hosts in step], complete
+        of_active = [[of_layer[host] for host in active] for of_layer in budgets]
+        while True:
+            now = [[hosts[host] for host in active] for hosts in layers]
+            step, complete = balancer.step(now, of_active)
+            layers = [self._spread(hosts, active) for hosts in step]
+            # Where copies were dropped to get here, an exchange may only bring them back, which is no step.
+            if complete or self._n_loads(layers):
+                return layers, complete
 
     def step(self, layers: list[Hosts], complete: bool) -> PlacementStep:
         """The answer: experts that a host has keep their order, new ones come behind them."""
-        n_loads = 0
-        ordered = []
-        for held, placed in zip(self._held, layers, strict=True):
-            of_layer = []
-            for before, after in zip(held, placed, strict=True):
-                kept, new = [e for e in before if e in after], sorted(set(after) - set(before))
-                n_loads += len(new)
-                of_layer.append((*kept, *new))
-            ordered.append(tuple(of_layer))
-        return PlacementStep(Placement(tuple(ordered)), complete, n_loads)
+        ordered = tuple(
+            tuple(
+                (*(e for e in before if e in after), *sorted(set(after) - set(before)))
+                for before, after in zip(held, placed, strict=True)
+            )
+            for held, placed in zip(self._held, layers, strict=True)
+        )
+        return PlacementStep(Placement(ordered), complete, self._n_loads(layers))
+
+    def _n_loads(self, layers: list[Hosts]) -> int:
+        return sum(
+            len(set(after) - set(before))
+            for held, placed in zip(self._held, layers, strict=True)
+            for before, after in zip(held, placed, strict=True)
+        )
 
     def _settle(self, layer: int, n_slots: int) -> Hosts:
         keepable = self._keepable(layer)

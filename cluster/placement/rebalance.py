@@ -137,6 +137,7 @@ def _is_hierarchical(shares_LH: Ints, nodes: Sequence[int], n_groups: int, n_exp
         and n_experts % n_groups == 0
         and min(counts) == max(counts)
         and bool((shares_LH == shares_LH[0, 0]).all())
+        and int(shares_LH[0, 0]) <= n_experts // n_nodes
     )
 
 

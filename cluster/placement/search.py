@@ -17,6 +17,8 @@ from expertmesh.cluster.placement.pack import Bools, host_rows
 
 ROUNDING = 1e-9
 """Relative differences that count as none."""
+N_LIKELY = 6
+"""Hosts, and experts, that a search for a copy tries first; all others only when it finds none."""
 WORTHWHILE = 5e-4
 """Of a host's mean load over all layers: what an exchange for their sake must bring at least."""
 
@@ -46,14 +48,15 @@ def even_layer(
         rows_H = host_rows(has_HE, load_E)
         if rows_H.max() <= limit * (1 + ROUNDING):
             return
+        least_gain = ROUNDING * rows_H.mean() ** 2
         best = max(
-            (
-                _best_swap(has_HE, load_E, rows_H, nodes, within_nodes),
-                _best_copy(has_HE, load_E, rows_H, nodes, within_nodes),
-            ),
+            _best_swap(has_HE, load_E, rows_H, nodes, within_nodes),
+            _best_copy(has_HE, load_E, rows_H, nodes, within_nodes, N_LIKELY),
             key=lambda choice: choice[0],
         )
-        if best[0] <= ROUNDING * rows_H.mean() ** 2:
+        if best[0] <= least_gain:
+            best = _best_copy(has_HE, load_E, rows_H, nodes, within_nodes, len(load_E))
+        if best[0] <= least_gain:
             yield None
             return
         for host, dropped, loaded in best[1]:
@@ -88,21 +91,36 @@ def _best_swap(
 
 
 def _best_copy(
-    has_HE: Bools, load_E: Floats, rows_H: Floats, nodes: Sequence[int], within_nodes: bool
+    has_HE: Bools,
+    load_E: Floats,
+    rows_H: Floats,
+    nodes: Sequence[int],
+    within_nodes: bool,
+    n_likely: int,
 ) -> Choice:
-    """A further copy of an expert of the most loaded host, or of another there, in the slot of a copy."""
+    """A further copy of an expert of the most loaded host, or of another there, in the slot of a copy.
+
+    Tried are the `n_likely` least loaded hosts and the most loaded one; there as many of the least loaded
+    experts, elsewhere of its most loaded ones.
+    """
     copies_E = has_HE.sum(axis=0)
+    rate_E, more_E = load_E / copies_E, load_E / (copies_E + 1)
+    less_E = load_E / np.maximum(copies_E - 1, 1)
     full, mean = int(rows_H.argmax()), rows_H.mean()
-    is_full_H = np.arange(len(rows_H)) == full
-    may_take_HE = _may_take(has_HE, nodes, within_nodes)
-    spare_H, spare_E = np.nonzero(has_HE & (copies_E > 1))
-    wanted_CE = np.where(is_full_H[spare_H][:, None], True, has_HE[full][None])
-    at, new_C = np.nonzero(wanted_CE & ~has_HE[spare_H] & may_take_HE[spare_H])
+    likely_H = np.zeros(len(rows_H), np.bool_)
+    likely_H[np.argsort(rows_H, kind="stable")[:n_likely]] = True
+    likely_H[full] = True
+    hot_E = np.zeros(len(load_E), np.bool_)
+    hot_E[np.argsort(np.where(has_HE[full], -rate_E, 0.0), kind="stable")[:n_likely]] = True
+    light_E = np.zeros(len(load_E), np.bool_)
+    light_E[np.argsort(np.where(has_HE[full], np.inf, more_E), kind="stable")[:n_likely]] = True
+
+    spare_H, spare_E = np.nonzero(has_HE & (copies_E > 1) & likely_H[:, None])
+    wanted_CE = np.where((spare_H == full)[:, None], light_E, hot_E & has_HE[full])
+    at, new_C = np.nonzero(wanted_CE & ~has_HE[spare_H] & _may_take(has_HE, nodes, within_nodes)[spare_H])
     if not len(at):
         return -np.inf, ()
     host_C, old_C = spare_H[at], spare_E[at]
-    rate_E, more_E = load_E / copies_E, load_E / (copies_E + 1)
-    less_E = load_E / np.maximum(copies_E - 1, 1)
     rows_CH = rows_H + (more_E - rate_E)[new_C][:, None] * has_HE[:, new_C].T
     rows_CH += (less_E - rate_E)[old_C][:, None] * has_HE[:, old_C].T
     rows_CH[np.arange(len(at)), host_C] += more_E[new_C] - less_E[old_C]
@@ -176,8 +194,8 @@ def _best_swap_over_layers(
     nodes: Sequence[int],
     within_nodes: bool,
 ) -> tuple[int, Exchange] | None:
-    best_gain, best = 0.0, None
     mean = float(total_H.mean())
+    best_gain, best = (WORTHWHILE * mean) ** 2, None
     now = _excess(total_H[[full, host]] - mean).sum()
     for layer, (has_HE, rate_E) in enumerate(zip(has_LHE, rate_LE, strict=True)):
         mine = np.flatnonzero(has_HE[full] & ~has_HE[host])
