@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ray import serve
 
 from expertmesh.actors.coordinator import coordinator_finder
+from expertmesh.actors.held_banks import HeldBanks
 from expertmesh.actors.replica import (
     GenerationEvents,
     ReplicaRuntime,
@@ -21,6 +22,7 @@ from expertmesh.actors.replica import (
     weights_dtype,
 )
 from expertmesh.actors.reporting import LoadingProgress, report_load
+from expertmesh.actors.room import slots_per_host
 from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import MemberClient
 from expertmesh.cluster.types import Generation, Role
@@ -31,13 +33,11 @@ from expertmesh.engine.follower import GenerationFollower
 from expertmesh.engine.link import HostLink
 from expertmesh.engine.profile import PartTimer
 from expertmesh.models.checkpoint import Checkpoint
-from expertmesh.models.experts import ExpertBank
+from expertmesh.models.expert_store import ExpertStore
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
-
-Slots = tuple[tuple[int, ...], ...]
 
 
 class ExpertHost:
@@ -47,16 +47,24 @@ class ExpertHost:
         config = DeploymentConfig.model_validate_json(config_json)
         self._runtime = ReplicaRuntime.create(config, config.experts.threads, config.experts.replicas)
         self._checkpoint = await asyncio.to_thread(Checkpoint.open, Path(config.model.path))
-        self._loaded: tuple[Slots, ExpertBank] | None = None
+        spec = self._checkpoint.spec
+        self._dtype = weights_dtype(config, spec)
         self._timer = PartTimer()
         self._progress = LoadingProgress()
         self._member = MemberClient(
-            self._runtime.member(Role.EXPERTS, serve.get_replica_context().replica_id.unique_id),
+            replace(
+                self._runtime.member(Role.EXPERTS, serve.get_replica_context().replica_id.unique_id),
+                slots=slots_per_host(config, spec, self._dtype, self._runtime.device),
+            ),
             coordinator_finder(config),
             config.failure.heartbeat_s,
         )
         self._follower: GenerationFollower[HostLink] = GenerationFollower(self._member)
-        n_moe_layers = len(self._checkpoint.spec.moe_layers)
+        store = ExpertStore(
+            self._checkpoint, spec, mode=self._runtime.mode, dtype=self._dtype, device=self._runtime.device
+        )
+        self._banks = HeldBanks(store, lambda: self._follower.live_number, self._progress)
+        n_moe_layers = len(spec.moe_layers)
         self._loop = ExpertLoop(follower=self._follower, n_moe_layers=n_moe_layers, timer=self._timer)
         self._loop.start()
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
@@ -67,32 +75,14 @@ class ExpertHost:
         """Loads the slots that the generation gives to this host, and meets its members."""
         layout = rank_layout(generation)
         host = generation.rank_of(self._runtime.incarnation) - generation.n_routers
-        bank = self._bank(tuple(layer[host] for layer in layout.slots))
+        slots = tuple(layer[host] for layer in layout.slots)
+        bank = self._banks.prepare(generation.number, slots, abandoned)
         communicator = self._runtime.communicator(generation, abandoned)
-        spec = self._checkpoint.spec
-        rows = row_format(spec, weights_dtype(self._runtime.config, spec))
+        rows = row_format(self._checkpoint.spec, self._dtype)
         return HostLink(communicator, HostExchange(communicator, layout, rows, bank, self._timer.mark))
 
-    def _bank(self, slots: Slots) -> ExpertBank:
-        if self._loaded is not None and self._loaded[0] == slots:
-            return self._loaded[1]
-        started_s = time.monotonic()
-        self._progress.begin()
-        spec = self._checkpoint.spec
-        bank = ExpertBank.load(
-            self._checkpoint,
-            spec,
-            slots,
-            mode=self._runtime.mode,
-            dtype=weights_dtype(self._runtime.config, spec),
-            device=self._runtime.device,
-            progress=self._progress,
-        )
-        logger.info("experts loaded in %.1f s", time.monotonic() - started_s)
-        self._loaded = (slots, bank)
-        return bank
-
     def _load(self) -> Load:
+        self._banks.forget()
         profile = self._timer.profile()
         return Load(
             tokens=self._loop.rows,
