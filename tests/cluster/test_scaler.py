@@ -72,9 +72,9 @@ def _idle(name: str, cpus: float) -> serve.Deployment:
         def __init__(self, *children: Any) -> None:
             pass
 
-    return serve.deployment(
-        name=name, graceful_shutdown_wait_loop_s=0.1, ray_actor_options={"num_cpus": cpus}
-    )(Idle)
+    return serve.deployment(name=name, graceful_shutdown_timeout_s=1, ray_actor_options={"num_cpus": cpus})(
+        Idle
+    )
 
 
 def _tell_serve(dashboard: str, deployment: str, n: int) -> None:
