@@ -272,6 +272,11 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
             self._occupied.clear()
             self._vacant.set()
         self._apply(self._machine.left(incarnation, self._now_s()))
+        self._look()
+
+    def _look(self) -> None:
+        if self._scaling:
+            self._scaling.look()
 
     async def _read(self, session: _Session, context: Any) -> None:
         while (message := await context.read()) is not grpc.aio.EOF:
@@ -299,6 +304,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer, internal_pb2_grpc.Coordi
                 self._loads.report(incarnation, load_from_proto(message.load), now_s)
             case "leaving":
                 self._apply(machine.leaving(incarnation, now_s))
+                self._look()
 
     # ------------------------------------------------------------------ actions
 

@@ -140,9 +140,9 @@ class MembershipFacts:
         )
 
     def _nobody_stays(self) -> bool:
-        """Whether all routers or all hosts want to leave: the deployment is being removed."""
-        roles = (Role.ROUTER, Role.EXPERTS) if self._rules.n_experts else (Role.ROUTER,)
-        return any(all(m.leaving for m in self._roster.of_role(role)) for role in roles)
+        """Whether all routers and hosts want to leave: the deployment is being removed. When all of one
+        kind do, they are held until others have come in their place."""
+        return all(m.leaving for m in self._roster if m.info.role is not Role.GATEWAY)
 
     def _describe(self, plan: Plan) -> tuple[str, str]:
         """What kind of change a plan is, and its reason."""

@@ -8,6 +8,7 @@ they do not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -37,7 +38,9 @@ from expertmesh.configs.schema import DeploymentConfig
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""How often Serve is asked what it was told by others."""
+"""How often Serve is asked what it was told by others,"""
+IDLE_POLL_S = 5.0
+"""and how often while nothing happens in the deployment."""
 UNAVAILABLE_POLL_S = 5.0
 """The same while it does not answer."""
 BUSY_WINDOW_S = 5.0
@@ -96,6 +99,8 @@ class ScalingLoop:
         self._unavailable = ""
         self._note = ("", 0.0)
         self._next_decision_s = 0.0
+        self._news = asyncio.Event()
+        self._seen: tuple[object, ...] = ()
         self._task: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ life
@@ -114,6 +119,10 @@ class ScalingLoop:
     def targets(self) -> dict[str, int] | None:
         """Replicas that each deployment is to have; None before Serve has told."""
         return dict(self._targets) or None
+
+    def look(self) -> None:
+        """Somebody joins or leaves: Serve may have been told something."""
+        self._news.set()
 
     def note(self, now_s: float) -> str:
         """Why a number that somebody gave to Serve was set back a short time ago; else empty.
@@ -177,7 +186,18 @@ class ScalingLoop:
                 self._unavailable = str(error)
             except Exception:
                 logger.exception("a round of scaling failed")
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Waits, longer while nothing happens, until somebody joins or leaves."""
+        facts = self._cluster.facts()
+        seen = (len(facts.members), {name: load.tokens for name, load in facts.loads.items()})
+        if seen == self._seen:
+            pause_s = max(pause_s, IDLE_POLL_S * self._poll_s / POLL_S)
+        self._seen = seen
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), pause_s)
+        self._news.clear()
 
     async def _poll(self) -> None:
         async with self._lock:

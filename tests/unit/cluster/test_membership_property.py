@@ -108,7 +108,8 @@ class ClusterMachine(RuleBasedStateMachine):
                     pass
 
     def start_coordinator(self) -> None:
-        self.machine = Membership(self.rules_of_machine, ExpertPlacer(N_LAYERS, N_EXPERTS, redundant_slots=2, staging_slots=1))
+        placer = ExpertPlacer(N_LAYERS, N_EXPERTS, redundant_slots=2, staging_slots=1)
+        self.machine = Membership(self.rules_of_machine, placer)
         self.highest_prepared = 0
         self.went_live = False
 
@@ -467,7 +468,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.flow()
         view = self.machine.view()
         staying = [p for p in self.processes.values() if p.alive and p.info.role is not Role.GATEWAY]
-        assert not any(p.leaves and p.track.generation for p in staying) or view.state is State.WAITING
+        held = [p for p in staying if p.leaves]
         staying = [p for p in staying if not p.leaves]
         n_routers = sum(p.info.role is Role.ROUTER for p in staying)
         n_experts = len(staying) - n_routers
@@ -476,7 +477,13 @@ class ClusterMachine(RuleBasedStateMachine):
             enough = n_routers >= 1 and n_experts >= min(1, self.n_experts)
         if enough:
             assert view.state is State.RUNNING, view
-        if view.state is State.RUNNING:
+        if view.state is State.RUNNING and not enough:
+            # All of one kind want to leave: they are held until others come in their place.
+            assert view.generation is not None
+            assert {p.info.incarnation for p in held} & {m.incarnation for m in view.generation.members}
+            assert view.reason
+        elif view.state is State.RUNNING:
+            assert held == []
             assert view.generation is not None
             assert {m.incarnation for m in view.generation.members} == {p.info.incarnation for p in staying}
             assert {p.track.live for p in staying} == {view.generation.number}

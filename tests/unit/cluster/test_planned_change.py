@@ -198,12 +198,25 @@ def test_a_collective_that_fails_in_either_generation_ends_both(switching: Drive
 
 
 def test_who_leaves_when_nobody_can_take_over_is_let_go_without_a_successor(running: Driver) -> None:
-    running.leave("r0")
+    running.leave("e0", "e1", "r0")
     assert running.sent == {}
     running.tick_after(0.3)
     assert [type(m) for m in running.sent["e0"]] == [Abandon]
     running.abandoned(1, "r0", "e0", "e1")
     assert running.state is State.WAITING
+
+
+def test_when_all_of_one_kind_leave_they_stay_until_others_have_come(running: Driver) -> None:
+    running.leave("e0", "e1")
+    running.tick_after(0.3)
+    assert running.sent == {}
+    assert running.reason == "1 of at least 1 routers and 0 of at least 1 expert hosts are there"
+    running.join("e2")
+    running.tick_after(0.3)
+    assert running.preparing() == ["r0", "e2"]
+    running.prepared(2, "r0", "e2")
+    running.abandoned(1, "r0", "e0", "e1")
+    assert running.state is State.RUNNING
 
 
 def test_a_draining_deployment_hands_nothing_over(running: Driver) -> None:
