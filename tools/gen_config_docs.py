@@ -42,25 +42,32 @@ def render() -> str:
         for line in (TARGET.parent.parent / "configs" / "demo.yaml").read_text().splitlines(keepends=True)
         if not line.startswith("#")
     )
-    parts = [INTRO.format(example=example), _section(DeploymentConfig, "", "The deployment")]
+    parts = [INTRO.format(example=example), _section(DeploymentConfig, "", "The deployment", nested=False)]
     for name, hint in typing.get_type_hints(DeploymentConfig).items():
         if name in DeploymentConfig.model_fields and isinstance(hint, type) and issubclass(hint, Section):
             parts.append(_section(hint, f"{name}.", f"`{name}`"))
     return "\n".join(parts)
 
 
-def _section(section: type[Section], prefix: str, title: str) -> str:
+def _section(section: type[Section], prefix: str, title: str, *, nested: bool = True) -> str:
     lines = [f"## {title}", "", inspect.getdoc(section) or "", ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*lines, *_rows(section, prefix, nested=nested)]) + "\n"
+
+
+def _rows(section: type[Section], prefix: str, *, nested: bool) -> list[str]:
+    """A row for each setting; those of sections within it follow in their place."""
+    lines = []
     comments = _attribute_docs(section)
     hints = typing.get_type_hints(section)
     for name, field in section.model_fields.items():
         if isinstance(hints[name], type) and issubclass(hints[name], Section):
+            lines += _rows(hints[name], f"{prefix}{name}.", nested=True) if nested else []
             continue
         default = "required" if field.is_required() else f"`{_yaml(field.default)}`"
         row = (f"`{prefix}{name}`", _type(hints[name], field), default, comments.get(name, ""))
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _attribute_docs(section: type[Section]) -> dict[str, str]:
