@@ -3,8 +3,9 @@
     python benchmarks/elastic.py [--runs 3] [--output benchmarks/results/elastic.json]
 
 The demo checkpoint in deterministic mode. First the undisturbed streams, which give every job's tokens and
-the usual gaps; then, with the same load, experts 2 -> 4 -> 1 -> 3, routers 1 -> 2 -> 1 and a rebalance.
-Exit code 1 when a request failed or a stream differs.
+the usual gaps; then, with the same load, experts 2 -> 4 -> 1 -> 3, routers 1 -> 2 -> 1 and a rebalance. At
+last prompts of one kind: the most loaded host's rows over the mean, by the routers' counts, before and after a
+rebalance. Exit code 1 when a request failed or a stream differs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ PROMPTS = (
     "import os",
     "In the beginning",
 )
+SKEWED_IDS = (3663, 1070) * 40
+"""A prompt whose tokens choose few experts."""
+REDUNDANT_SLOTS = 4
+"""A quarter of the demo checkpoint's experts."""
+WINDOW_S = 10.0
 CHANGE_S = 90.0
 EVENTS = (
     "experts 2 -> 4",
@@ -62,9 +68,14 @@ def jobs() -> list[Job]:
 
 def measure(
     concurrency: int, undisturbed_s: float, settle_s: float, overrides: Sequence[str], log_file: Path
-) -> tuple[list[Row], list[Stream], list[Event], dict[str, float]]:
-    """One run: rows, streams and events of the disturbed phase, and the undisturbed gaps."""
-    settings = ["engine.deterministic=true", "experts.redundant_slots=4", *overrides]
+) -> tuple[list[Row], list[Stream], list[Event], dict[str, float], dict[str, float]]:
+    """One run: rows, streams and events of the disturbed phase, the undisturbed gaps, and the imbalances."""
+    settings = [
+        "engine.deterministic=true",
+        f"experts.redundant_slots={REDUNDANT_SLOTS}",
+        f"balance.window_s={WINDOW_S:g}",
+        *overrides,
+    ]
     deployment = Deployment(1, 2, settings, log_file)
     try:
         still = SteadyLoad(deployment.grpc_address, jobs(), concurrency)
@@ -82,11 +93,30 @@ def measure(
         load.start()
         events = [_event(deployment, name, settle_s) for name in EVENTS]
         streams = load.stop()
+        imbalance = _skew(deployment, concurrency)
     finally:
         deployment.stop()
     rows = [row(event, streams, expected, usual["p99_ms"] / 1000) for event in events]
     whole = Event("all", events[0].began_s, events[0].began_s, events[-1].ended_s)
-    return [*rows, row(whole, streams, expected, usual["p99_ms"] / 1000)], streams, events, usual
+    rows.append(row(whole, streams, expected, usual["p99_ms"] / 1000))
+    return rows, streams, events, usual, imbalance
+
+
+def _skew(deployment: Deployment, concurrency: int) -> dict[str, float]:
+    """Max over mean of the hosts' rows under prompts of one kind, before and after a rebalance."""
+    console.print("  prompts of one kind")
+    load = SteadyLoad(deployment.grpc_address, [Job(SKEWED_IDS, 4, 0.0, 0)], concurrency)
+    load.start()
+    time.sleep(1.5 * WINDOW_S)  # so that the window holds nothing else
+    before = deployment.topology().imbalance
+    began_s = now_s()
+    begun = deployment.rebalance().begun
+    deployment.wait_until_settled(CHANGE_S)
+    change_s = now_s() - began_s
+    time.sleep(1.5 * WINDOW_S)
+    after = deployment.topology().imbalance
+    failed = sum(bool(stream.error) for stream in load.stop())
+    return {"before": before, "after": after, "begun": begun, "change_s": change_s, "failed": failed}
 
 
 def _event(deployment: Deployment, name: str, settle_s: float) -> Event:
@@ -147,15 +177,21 @@ def main(
         for run in range(1, runs + 1):
             console.print(f"run {run} of {runs}")
             log_file = Path(folder) / f"serve-{run}.log"
-            rows, streams, events, usual = measure(
+            rows, streams, events, usual, imbalance = measure(
                 concurrency, undisturbed_s, settle_s, overrides or (), log_file
             )
-            Console(width=None if sys.stdout.isatty() else 120).print(table(rows, usual, run))
-            harmed += sum(r.failed + r.differing for r in rows)
+            Console(width=None if sys.stdout.isatty() else 140).print(table(rows, usual, run))
+            console.print(
+                f"prompts of one kind: max/mean over hosts {imbalance['before']:.2f}, "
+                f"{imbalance['after']:.2f} after a rebalance of {imbalance['change_s']:.1f} s"
+            )
+            harmed += sum(r.failed + r.differing for r in rows) + int(imbalance["failed"])
             for stream in streams:
                 if stream.error:
                     console.print(f"failed: {stream.error}")
-            results.append({"undisturbed": usual, "rows": [asdict(r) for r in rows]})
+            results.append(
+                {"undisturbed": usual, "rows": [asdict(r) for r in rows], "imbalance": imbalance}
+            )
             if output:
                 title = f"{concurrency} streams of the demo checkpoint while experts and routers change"
                 draw(output.with_suffix(".png"), title, streams, events)

@@ -29,6 +29,9 @@ PROCESSES_END_S = 3.0
 """What Ray's processes have to end by themselves after its shutdown."""
 SPARE_CPUS = 8
 """Logical CPUs of an own cluster beyond what the deployment takes, so that it can be scaled up by hand."""
+WORKER_NICENESS = 0
+"""Of an own cluster's processes. Ray's default is 15, which a process gets once it has started: one that
+still starts, a replica that joins, would take the processors from those that serve."""
 OBJECT_STORE_BYTES = 128 << 20
 """Of an own cluster: nothing large goes through Ray's object store."""
 
@@ -66,6 +69,7 @@ class RayCluster:
                     num_cpus=max(os.cpu_count() or 1, math.ceil(needed_cpus(config)) + SPARE_CPUS),
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=True,
+                    _system_config={"worker_niceness": WORKER_NICENESS},
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )

@@ -20,7 +20,8 @@ REQUEST_DEADLINE_S = 120.0
 class Job:
     """A request that is sent again and again; its tokens are the same each time."""
 
-    prompt: str
+    prompt: str | tuple[int, ...]
+    """Text, or token ids."""
     max_tokens: int
     temperature: float
     seed: int
@@ -30,7 +31,9 @@ class Job:
         params = pb.SamplingParams(
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed, ignore_eos=True
         )
-        return pb.GenerateRequest(prompt=self.prompt, params=params)
+        if isinstance(self.prompt, str):
+            return pb.GenerateRequest(prompt=self.prompt, params=params)
+        return pb.GenerateRequest(prompt_token_ids=pb.TokenIds(ids=self.prompt), params=params)
 
 
 @dataclass(slots=True)

@@ -143,6 +143,7 @@ class ServeCluster:
             address="local",
             num_cpus=64,
             include_dashboard=True,
+            _system_config={"worker_niceness": 0},  # as `expertmesh serve` does
             log_to_driver=False,
             object_store_memory=OBJECT_STORE_BYTES,
         )
