@@ -4,8 +4,8 @@
 
 The demo checkpoint in deterministic mode. First the undisturbed streams, which give every job's tokens and
 the usual gaps; then, with the same load, experts 2 -> 4 -> 1 -> 3, routers 1 -> 2 -> 1 and a rebalance. At
-last prompts of one kind: the most loaded host's rows over the mean, by the routers' counts, before and after a
-rebalance. Exit code 1 when a request failed or a stream differs.
+last prompts of one kind: the most loaded host's rows over the mean, by the routers' counts, before and
+after a rebalance. Exit code 1 when a request failed or a stream differs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def jobs() -> list[Job]:
 def measure(
     concurrency: int, undisturbed_s: float, settle_s: float, overrides: Sequence[str], log_file: Path
 ) -> tuple[list[Row], list[Stream], list[Event], dict[str, float], dict[str, float]]:
-    """One run: rows, streams and events of the disturbed phase, the undisturbed gaps, and the imbalances."""
+    """One run: rows, streams and events of the disturbed phase, undisturbed gaps, imbalances."""
     settings = [
         "engine.deterministic=true",
         f"experts.redundant_slots={REDUNDANT_SLOTS}",
@@ -123,17 +123,18 @@ def _event(deployment: Deployment, name: str, settle_s: float) -> Event:
     console.print(f"  {name}")
     before = deployment.topology()
     size = [len(before.routers), len(before.experts)]
-    began_s = now_s()
+    began_s, began_unix_s = now_s(), time.time()
     what, _, change = name.partition(" ")
     if change:
         wanted = int(change.rpartition(" ")[2])
         size[what == "experts"] = wanted
         deployment.scale({"routers": "router", "experts": "experts"}[what], wanted)
-        deployment.wait_for_size(size[0], size[1], CHANGE_S)
+        after = deployment.wait_for_size(size[0], size[1], CHANGE_S)
     else:
         deployment.rebalance()
-        deployment.wait_until_settled(CHANGE_S)
-    live_s = now_s()
+        after = deployment.wait_until_settled(CHANGE_S)
+    # To the moment: it is seen half a second later. A rebalance may have found nothing to move.
+    live_s = began_s + max(after.last_change.unix_s - began_unix_s, 0.0)
     time.sleep(settle_s)
     return Event(name, began_s, live_s, now_s())
 

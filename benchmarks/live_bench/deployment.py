@@ -22,7 +22,8 @@ from expertmesh.proto.v1 import inference_pb2_grpc
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 START_S, STOP_S, CALL_S = 180.0, 90.0, 10.0
-POLL_S = 0.05
+POLL_S = 0.5
+"""Each look costs the deployment some 10 ms of a core, which the streams would feel."""
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
