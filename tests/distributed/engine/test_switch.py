@@ -14,12 +14,14 @@ from tiny_checkpoints import Kind
 
 from expertmesh.engine.request import Request, RequestKey, SamplingParams
 
+MAX_TURNS = 50
 
-def requests(n_tokens: int = 20) -> list[Request]:
-    """Greedy and sampled, of unequal lengths."""
+
+def requests(n_tokens: int = 20, turn: int = 0) -> list[Request]:
+    """Greedy and sampled, of unequal lengths; the same in every turn."""
     return [
         Request(
-            RequestKey(f"r{i}"),
+            RequestKey(f"{turn}-{i}"),
             tuple((5 * i + 3 * t) % 97 for t in range(6 + 9 * i)),
             SamplingParams(max_tokens=n_tokens + i, temperature=0.8 * (i % 2), seed=i, logprobs=1),
         )
@@ -50,20 +52,20 @@ def test_experts_move_while_requests_run(
 
 
 def test_a_step_that_breaks_around_a_switch_is_run_again(tiny_checkpoint: Callable[[Kind], Path]) -> None:
-    """Every generation breaks at another collective, many before or right after they are switched to."""
+    """Every second generation breaks at one of the first collectives after it was switched to."""
     settings = Settings(tiny_checkpoint("v3"), max_step_tokens=16, tile_rows=8)
     with LocalDeployment(settings) as undisturbed:
         expected = undisturbed.run(requests())
 
     def plan(number: int) -> int | None:
-        return 1 + 4 * number if number < 20 else None
+        return None if number % 2 else 1 + number % 9
 
     with LocalDeployment(replace(settings, moves_experts=True), plan) as disturbed:
-        got = disturbed.run(requests())
-        n_failures = len(disturbed._failures)
-
-    assert n_failures > 3
-    assert got == expected
+        for turn in range(MAX_TURNS):
+            assert disturbed.run(requests(turn=turn)) == expected
+            if len(disturbed._failures) >= 3:
+                break
+        assert len(disturbed._failures) >= 3
 
 
 def test_a_fused_router_goes_over_by_itself(tiny_checkpoint: Callable[[Kind], Path]) -> None:
