@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from expertmesh.engine.errors import GenerationLostError
 from expertmesh.engine.exchange.communicator import PendingExchange
 
 WAIT_SLICE_MS = 50
+POLL_S = 0.01
+"""Between two looks into the store while the ranks meet."""
 BUFFER_BYTES = 4 << 20
 _GREETING = struct.Struct("<q16s")
 
@@ -199,12 +201,21 @@ class Listener:
         self._socket.bind(f"\0{self.name}")
         self._socket.listen(128)
 
-    def accept(self, n_peers: int, key: bytes, deadline_s: float) -> dict[int, socket.socket]:
-        """The connections of `n_peers` ranks that know the key. Raises TimeoutError, OSError."""
+    def accept(
+        self, n_peers: int, key: bytes, deadline_s: float, check: Callable[[], None]
+    ) -> dict[int, socket.socket]:
+        """The connections of `n_peers` ranks that know the key. `check` is called in every slice of the
+        wait, and may raise. Raises TimeoutError, OSError."""
         peers: dict[int, socket.socket] = {}
+        self._socket.settimeout(WAIT_SLICE_MS / 1000)
         while len(peers) < n_peers:
-            self._socket.settimeout(max(deadline_s - time.monotonic(), 0.001))
-            peer, _ = self._socket.accept()
+            try:
+                peer, _ = self._socket.accept()
+            except TimeoutError:
+                check()
+                if time.monotonic() > deadline_s:
+                    raise
+                continue
             peer.settimeout(max(deadline_s - time.monotonic(), 0.001))
             greeting = peer.recv(_GREETING.size, socket.MSG_WAITALL)
             rank, shown = _GREETING.unpack(greeting) if len(greeting) == _GREETING.size else (-1, b"")
@@ -242,27 +253,45 @@ def meet_locally(
     rank: int,
     members: Sequence[str],
     collective_s: float,
+    abandoned: Callable[[], str | None],
 ) -> LocalCommunicator:
     """Connects every pair of ranks: each listens, and joins all ranks below its own.
 
     Args:
         store: the generation's torch store; every rank has already marked itself ready in it.
+        abandoned: gives the reason once the generation has been given up.
 
     Raises:
-        GenerationLostError: a rank could not be reached within `collective_s`.
+        GenerationLostError: a rank could not be reached within `collective_s`, or the generation has been
+            given up.
     """
     deadline_s = time.monotonic() + collective_s
     listener = Listener()
+
+    def check() -> None:
+        reason = abandoned()
+        if reason is not None:
+            raise GenerationLostError(generation, reason)
+
+    def told(name: str) -> str:
+        """What a rank writes into the store; a blocking `get` would not hear of an end."""
+        while not store.check([name]):
+            check()
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"nobody has told {name}")
+            time.sleep(POLL_S)
+        value: str = store.get(name).decode()
+        return value
+
     try:
         if rank == 0:
             store.set("local/key", secrets.token_bytes(16).hex())
         store.set(f"local/{rank}", listener.name)
-        key = bytes.fromhex(store.get("local/key").decode())
-        peers = {
-            lower: connect(store.get(f"local/{lower}").decode(), rank, key, deadline_s)
-            for lower in range(rank)
-        }
-        peers |= listener.accept(len(members) - 1 - rank, key, deadline_s)
+        key = bytes.fromhex(told("local/key"))
+        peers = {lower: connect(told(f"local/{lower}"), rank, key, deadline_s) for lower in range(rank)}
+        peers |= listener.accept(len(members) - 1 - rank, key, deadline_s, check)
+    except GenerationLostError:
+        raise
     except (OSError, RuntimeError) as error:
         raise GenerationLostError(
             generation, f"the ranks did not meet within {collective_s:.0f} s: {error}"

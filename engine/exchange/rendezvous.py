@@ -83,7 +83,12 @@ def build_communicator(
     _await_ready(store, generation, members, prepare_s, abandoned)
     if transport == "local":
         return meet_locally(
-            store, generation=generation, rank=rank, members=members, collective_s=collective_s
+            store,
+            generation=generation,
+            rank=rank,
+            members=members,
+            collective_s=collective_s,
+            abandoned=abandoned,
         )
     timeout = timedelta(seconds=collective_s)
     try:
