@@ -96,9 +96,7 @@ def test_without_a_dashboard_scaling_is_unavailable_and_says_why(demo_checkpoint
         try:
             await gateway.client.start(gateway)
             await gateway.until(lambda: gateway.topologies != [])
-            with pytest.raises(
-                CoordinatorUnavailableError, match="dashboard does not run"
-            ):
+            with pytest.raises(CoordinatorUnavailableError, match="dashboard does not run"):
                 await gateway.client.scale("experts", 3)
             assert not (await gateway.client.get_state()).HasField("targets")
         finally:
