@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contiguous_placer import ContiguousPlacer
 from fake_member import member_info
 
 from expertmesh.cluster.actions import Message, Prepare, Send
 from expertmesh.cluster.membership import Membership
-from expertmesh.cluster.placement.contiguous import ContiguousPlacer
 from expertmesh.cluster.state import MembershipRules, State
 
 

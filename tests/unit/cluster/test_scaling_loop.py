@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contiguous_placer import ContiguousPlacer
 from fake_member import WAIT_S, FakeMember, member_info
 
 from expertmesh.cluster import scaling_loop
@@ -19,7 +20,6 @@ from expertmesh.cluster.autoscaling import Decision
 from expertmesh.cluster.coordinator import Coordinator, rules_of
 from expertmesh.cluster.load import Load, LoadTable
 from expertmesh.cluster.member import CoordinatorUnavailableError
-from expertmesh.cluster.placement.contiguous import ContiguousPlacer
 from expertmesh.cluster.scaling import (
     Capacity,
     InvalidScaleError,

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc.aio
+from contiguous_placer import ContiguousPlacer
 from fake_member import WAIT_S, FakeMember, member_info
 
 from expertmesh.cluster.coordinator import Coordinator
 from expertmesh.cluster.load import Load
-from expertmesh.cluster.placement.contiguous import ContiguousPlacer, contiguous_placement
+from expertmesh.cluster.placement.contiguous import contiguous_placement
 from expertmesh.cluster.state import LEFT_AS_ASKED, MembershipRules
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc
