@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_deployment import LocalDeployment, Settings
-from tiny_checkpoints import FAMILIES, KINDS, Kind
+from tiny_checkpoints import FAMILIES, KINDS, Family, Kind
 
 from expertmesh.engine.request import Request, RequestKey, SamplingParams
 
@@ -69,4 +69,36 @@ def test_an_interrupted_step_leaves_no_trace(
     assert disturbed.routers[0].sampler.logits.keys() == undisturbed.routers[0].sampler.logits.keys()
     for place, logits_V in undisturbed.routers[0].sampler.logits.items():
         assert torch.equal(logits_V, disturbed.routers[0].sampler.logits[place]), place
+    assert disturbed.routers[0].blocks.n_used == disturbed.routers[0].windows.n_used == 0
+
+
+BORDER_FAMILIES = ("v3.2", "v4", "gpt-oss")
+"""Those whose caches have windows, selections or rows of many tokens."""
+
+
+@pytest.mark.parametrize("family", BORDER_FAMILIES)
+def test_steps_that_break_across_borders_leave_no_trace(
+    family: Family, tiny_checkpoint: Callable[[Family], Path]
+) -> None:
+    """Every generation is lost within its first steps, in another collective, from the first token of long
+    prompts to the last of their answers: across windows, blocks and rows of 4 and of 128 tokens."""
+    settings = Settings(
+        tiny_checkpoint(family), block_tokens=128, n_blocks=16, max_step_tokens=40, tile_rows=8
+    )
+    asked = [
+        Request(
+            RequestKey(f"r{i}"),
+            tuple((7 * i + 3 * t) % 97 for t in range(length)),
+            SamplingParams(max_tokens=9, temperature=0.8, seed=i, logprobs=2),
+        )
+        for i, length in enumerate((121, 250))
+    ]
+    with LocalDeployment(settings) as undisturbed:
+        expected = undisturbed.run(asked)
+        n_collectives = 1 + 2 * len(undisturbed._spec.moe_layers)
+    # Within three steps of a generation's first; the numbers share no factor, so that all are met.
+    with LocalDeployment(settings, lambda generation: 1 + generation * 11 % (3 * n_collectives)) as disturbed:
+        got = disturbed.run(asked)
+    assert disturbed.generation > 8, "generations must have been lost all the way"
+    assert got == expected
     assert disturbed.routers[0].blocks.n_used == disturbed.routers[0].windows.n_used == 0
