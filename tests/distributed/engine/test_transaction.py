@@ -96,8 +96,8 @@ def test_steps_that_break_across_borders_leave_no_trace(
     with LocalDeployment(settings) as undisturbed:
         expected = undisturbed.run(asked)
         n_collectives = 1 + 2 * len(undisturbed._spec.moe_layers)
-    # Within three steps of a generation's first; the numbers share no factor, so that all are met.
-    with LocalDeployment(settings, lambda generation: 1 + generation * 11 % (3 * n_collectives)) as disturbed:
+    within = 3 * n_collectives  # Shares no factor with 11, so that every collective of three steps is met.
+    with LocalDeployment(settings, lambda generation: 1 + generation * 11 % within) as disturbed:
         got = disturbed.run(asked)
     assert disturbed.generation > 8, "generations must have been lost all the way"
     assert got == expected
