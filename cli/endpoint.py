@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expertmesh.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
 from expertmesh.proto.v1 import inference_pb2 as pb
@@ -30,6 +31,7 @@ class Endpoint:
         self._metadata = (("application", app),) if app else ()
         self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
         self._inference = rpc.InferenceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
         self._cluster = rpc.ClusterStub(self._channel)
 
     def __enter__(self) -> Endpoint:
@@ -37,6 +39,14 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+
+    def healthy(self, timeout_s: float) -> bool:
+        """Whether a request can be generated now, as far as the endpoint can be asked."""
+        try:
+            answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout_s)
+        except CliError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def topology(self, timeout_s: float) -> pb.Topology:
         """The live generation and its members."""

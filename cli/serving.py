@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import grpc
 import ray
 from rich.console import Console
 
 from expertmesh.actors.app import build_app
 from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
+from expertmesh.actors.gateway.topology import public_topology
 from expertmesh.cli import display
 from expertmesh.cli.drain import drain
 from expertmesh.cli.endpoint import Endpoint
@@ -23,6 +25,8 @@ from expertmesh.cli.supervisor import Stop, StopRequestedError, supervise
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.models.spec import ModelSpec
 from expertmesh.proto.v1 import inference_pb2 as pb
+from expertmesh.proto.v1 import internal_pb2 as internal
+from expertmesh.proto.v1 import internal_pb2_grpc as internal_rpc
 
 POLL_S = 0.25
 WATCH_S = 5.0
@@ -107,8 +111,8 @@ class Foreground:
         limit_s = self.config.failure.prepare_s + START_EXTRA_S
         while True:
             overview = cluster.check_application(self.config.name)
-            topology = _topology(endpoint)
-            if topology is not None and self._complete(topology):
+            topology = _topology(self.config.name)
+            if topology is not None and self._complete(topology) and endpoint.healthy(TOPOLOGY_S):
                 return
             running = {name: sum(n for state, n in d.replica_states.items() if state == "RUNNING")
                        for name, d in overview.deployments.items()}  # fmt: skip
@@ -174,8 +178,12 @@ class Foreground:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _topology(endpoint: Endpoint) -> pb.Topology | None:
+def _topology(app_name: str) -> pb.Topology | None:
+    """What the coordinator says; a gateway might ask for a key, which this command does not have."""
     try:
-        return endpoint.topology(TOPOLOGY_S)
-    except CliError:
-        return None  # the gateway is not there yet
+        address = coordinator_address(app_name, FIND_COORDINATOR_S)
+        with grpc.insecure_channel(address) as channel:
+            stub = internal_rpc.CoordinatorStub(channel)
+            return public_topology(stub.GetState(internal.GetStateRequest(), timeout=TOPOLOGY_S))
+    except (LookupError, ray.exceptions.RayError, grpc.RpcError):
+        return None  # it is not there yet

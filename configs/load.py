@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from expertmesh.configs.schema import CONFLICT, DeploymentConfig, Section
+from expertmesh.configs.schema import CONFLICT, DeploymentConfig
+from expertmesh.configs.section import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,17 @@ def _validate(
     except ValidationError as error:
         problems = (_explain(details, source, sources) for details in error.errors())
         raise ConfigError(*problems) from error
-    path = (base / config.model.path.expanduser()).resolve()
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    return _resolve_paths(config, base)
+
+
+def _resolve_paths(config: DeploymentConfig, base: Path) -> DeploymentConfig:
+    """Relative paths start at `base`. Links in the paths of keys stay: what is behind them may change."""
+    access, model = config.access, config.model
+    model = model.model_copy(update={"path": (base / model.path.expanduser()).resolve()})
+    if access.key_file is not None:
+        key_file = base.absolute() / access.key_file.expanduser()
+        access = access.model_copy(update={"key_file": key_file})
+    return config.model_copy(update={"model": model, "access": access})
 
 
 def _explain(details: ErrorDetails, source: str, sources: Mapping[str, str]) -> Problem:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from expertmesh.configs.section import Section
+from expertmesh.configs.security import AccessConfig
 
 Dtype = Literal["auto", "fp32", "bf16"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -34,12 +37,6 @@ def _check_custom_resources(resources: dict[str, float]) -> dict[str, float]:
 
 CustomResources = Annotated[dict[str, float], AfterValidator(_check_custom_resources)]
 """Amounts by name, of resources that nodes declare when Ray starts on them."""
-
-
-class Section(BaseModel):
-    """A part of the deployment file: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Section):
@@ -335,6 +332,7 @@ class DeploymentConfig(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig = GrpcConfig()
+    access: AccessConfig = AccessConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> DeploymentConfig:

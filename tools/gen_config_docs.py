@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from expertmesh.configs.schema import DeploymentConfig, Section
+from expertmesh.configs.schema import DeploymentConfig
+from expertmesh.configs.section import Section
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 INTRO = """# Configuration

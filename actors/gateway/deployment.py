@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2
 from ray import serve
-from ray.serve.grpc_util import RayServegRPCContext
 
 from expertmesh.actors.coordinator import find_coordinator, tell_autoscaling
+from expertmesh.actors.gateway.access.gate import Caller, Gate
+from expertmesh.actors.gateway.access.key_watch import KeyWatch
+from expertmesh.actors.gateway.access.level import Access
+from expertmesh.actors.gateway.access.rpc import streaming, unary
 from expertmesh.actors.gateway.core import GatewayCore
-from expertmesh.actors.gateway.errors import GatewayError
 from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.formats.select import select_format
 from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.actors.gateway.requests import ModelCard
-from expertmesh.actors.gateway.rpc import GRPC_CODE, RpcFace
+from expertmesh.actors.gateway.rpc import RpcFace
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.cluster.control import CoordinatorUnavailableError
 from expertmesh.cluster.load import Load
@@ -36,8 +38,6 @@ from expertmesh.proto.v1 import inference_pb2 as public
 from expertmesh.proto.v1 import internal_pb2 as pb
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def gateway_class() -> type:
@@ -104,6 +104,10 @@ class Gateway:
             self._member,
             lambda replacement: open_replacement(replacement, path, spec),
         )
+        self._keys = KeyWatch(config.access.key_file) if config.access.key_file else None
+        self.gate = Gate(self._keys.keyring if self._keys else None)
+        if self._keys is not None:
+            self._keys.start(config.access.reload_s)
         await self._member.start(_TopologyEvents(self._core))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -124,12 +128,14 @@ class Gateway:
         return address
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_http_app(self._core, self._format, self._fresh_topology)
+        return build_http_app(self._core, self._format, self._fresh_topology, self.gate)
 
     async def __del__(self) -> None:
         self._core.drain()
         await self._core.close()
         await self._member.close()
+        if self._keys is not None:
+            await self._keys.close()
 
     def _report(self, outstanding_requests: int) -> None:
         self._member.report_load(
@@ -152,62 +158,67 @@ class Gateway:
 
     # ------------------------------------------------------------------ the RPCs, by their names
 
+    @unary(Access.USER, public.GenerateResponse)
     async def Generate(  # noqa: N802
-        self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
+        self, request: public.GenerateRequest, caller: Caller
     ) -> public.GenerateResponse:
-        return await _answer(self._face.generate(request), grpc_context, public.GenerateResponse())
+        return await self._face.generate(request, caller)
 
-    async def GenerateStream(  # noqa: N802
-        self, request: public.GenerateRequest, grpc_context: RayServegRPCContext
-    ) -> AsyncIterator[public.GenerateChunk]:
-        try:
-            async for chunk in self._face.generate_stream(request):
-                yield chunk
-        except GatewayError as error:
-            # The status of a stream that ends in peace is always OK, so it has to be broken. The exception
-            # crosses to the proxy, which may not have this package: it is a built-in one.
-            _set_status(grpc_context, error)
-            raise RuntimeError(error.message) from None
+    @streaming(Access.USER)
+    def GenerateStream(  # noqa: N802
+        self, request: public.GenerateRequest, caller: Caller
+    ) -> AsyncGenerator[public.GenerateChunk, None]:
+        return self._face.generate_stream(request, caller)
 
+    @unary(Access.USER, public.TokenizeResponse)
     async def Tokenize(  # noqa: N802
-        self, request: public.TokenizeRequest, grpc_context: RayServegRPCContext
+        self, request: public.TokenizeRequest, caller: Caller
     ) -> public.TokenizeResponse:
-        return await _answer(self._face.tokenize(request), grpc_context, public.TokenizeResponse())
+        return await self._face.tokenize(request)
 
-    async def ListModels(self, request: public.ListModelsRequest) -> public.ListModelsResponse:  # noqa: N802
+    @unary(Access.USER, public.ListModelsResponse)
+    async def ListModels(  # noqa: N802
+        self, request: public.ListModelsRequest, caller: Caller
+    ) -> public.ListModelsResponse:
         return self._face.list_models()
 
-    async def GetTopology(self, request: public.GetTopologyRequest) -> public.Topology:  # noqa: N802
+    @unary(Access.USER, public.Topology)
+    async def GetTopology(  # noqa: N802
+        self, request: public.GetTopologyRequest, caller: Caller
+    ) -> public.Topology:
         return await self._face.get_topology()
 
-    async def GetExpertLoad(self, request: public.GetExpertLoadRequest) -> public.ExpertLoad:  # noqa: N802
+    @unary(Access.USER, public.ExpertLoad)
+    async def GetExpertLoad(  # noqa: N802
+        self, request: public.GetExpertLoadRequest, caller: Caller
+    ) -> public.ExpertLoad:
         return await self._face.get_expert_load()
 
-    async def Scale(  # noqa: N802
-        self, request: public.ScaleRequest, grpc_context: RayServegRPCContext
-    ) -> public.ScaleResponse:
-        return await _answer(self._face.scale(request), grpc_context, public.ScaleResponse())
+    @unary(Access.ADMIN, public.ScaleResponse)
+    async def Scale(self, request: public.ScaleRequest, caller: Caller) -> public.ScaleResponse:  # noqa: N802
+        return await self._face.scale(request)
 
+    @unary(Access.ADMIN, public.RebalanceResponse)
     async def Rebalance(  # noqa: N802
-        self, request: public.RebalanceRequest, grpc_context: RayServegRPCContext
+        self, request: public.RebalanceRequest, caller: Caller
     ) -> public.RebalanceResponse:
-        return await _answer(self._face.rebalance(), grpc_context, public.RebalanceResponse())
+        return await self._face.rebalance()
 
-    async def Reload(  # noqa: N802
-        self, request: public.ReloadRequest, grpc_context: RayServegRPCContext
-    ) -> public.ReloadResponse:
-        return await _answer(self._face.reload(request), grpc_context, public.ReloadResponse())
+    @unary(Access.ADMIN, public.ReloadResponse)
+    async def Reload(self, request: public.ReloadRequest, caller: Caller) -> public.ReloadResponse:  # noqa: N802
+        return await self._face.reload(request)
 
+    @unary(Access.OPEN, health_pb2.HealthCheckResponse)
     async def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+        self, request: health_pb2.HealthCheckRequest, caller: Caller
     ) -> health_pb2.HealthCheckResponse:
-        return await _answer(self._face.check(request), grpc_context, health_pb2.HealthCheckResponse())
+        return await self._face.check(request)
 
-    async def Watch(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        async for response in self._face.watch(request):
-            yield response
+    @streaming(Access.OPEN)
+    def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, caller: Caller
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        return self._face.watch(request)
 
 
 class _TopologyEvents:
@@ -243,17 +254,3 @@ class _TopologyEvents:
 
     def on_wake(self, number: int, epoch: int) -> None:
         """For routers and expert hosts."""
-
-
-async def _answer(work: Awaitable[T], grpc_context: RayServegRPCContext, empty: T) -> T:
-    """The answer, or an empty one under the error's status (Serve logs what is raised as a crash)."""
-    try:
-        return await work
-    except GatewayError as error:
-        _set_status(grpc_context, error)
-        return empty
-
-
-def _set_status(grpc_context: RayServegRPCContext, error: GatewayError) -> None:
-    grpc_context.set_code(GRPC_CODE[error.kind])
-    grpc_context.set_details(error.message)

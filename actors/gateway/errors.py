@@ -20,6 +20,10 @@ class ErrorKind(Enum):
     """The deployment cannot be changed in this way as things stand."""
     DEADLINE = "deadline"
     INTERNAL = "internal"
+    UNAUTHENTICATED = "invalid_api_key"
+    """No API key, or one that does not count."""
+    FORBIDDEN = "insufficient_permissions"
+    """The key's role does not suffice."""
     DOES_NOT_FIT = "context_length_exceeded"
     """Prompt and answer have become longer than what a router can hold."""
 

@@ -9,10 +9,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from expertmesh.actors.gateway.access.gate import Gate
+from expertmesh.actors.gateway.access.http import caller_of, http_check
+from expertmesh.actors.gateway.access.level import Access, needs
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.formats.interface import ChatFormat
@@ -35,15 +38,18 @@ def build_http_app(
     core: GatewayCore,
     chat_format: ChatFormat,
     fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]],
+    gate: Gate | None = None,
 ) -> FastAPI:
-    """The application.
+    """The application. What each route needs is stated at it; without a statement nobody gets in.
 
     Args:
         core: generates.
         chat_format: the checkpoint's; without an encoder when it has none, or no tokenizer.
         fresh_topology: asks the coordinator for its state, load figures included.
+        gate: admits callers; all of them when absent.
     """
-    app = FastAPI(title="expertmesh", docs_url=None, redoc_url=None, openapi_url=None)
+    check = Depends(http_check(gate or Gate()))
+    app = FastAPI(title="expertmesh", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[check])
     started_s = int(time.time())
     completions = _CompletionRoutes(core, chat_format)
     app.add_api_route("/v1/completions", completions.completions, methods=["POST"], response_model=None)
@@ -59,21 +65,25 @@ def build_http_app(
         }
 
     @app.get("/v1/models")
+    @needs(Access.USER)
     async def models() -> JSONResponse:
         return JSONResponse({"object": "list", "data": [model_json()]})
 
     @app.get("/v1/models/{name:path}")
+    @needs(Access.USER)
     async def model(name: str) -> JSONResponse:
         core.validator.check_model(name)
         return JSONResponse(model_json())
 
     @app.get("/health")
+    @needs(Access.OPEN)
     async def health() -> JSONResponse:
         topology = core.topology
         state = "draining" if core.draining else topology.state
         return JSONResponse({"state": state, "reason": topology.reason}, 200 if core.healthy else 503)
 
     @app.get("/v1/topology")
+    @needs(Access.USER)
     async def topology() -> JSONResponse:
         return JSONResponse(topology_json(await fresh_topology(), core.card.n_experts))
 
@@ -101,19 +111,21 @@ class _CompletionRoutes:
         self._core = core
         self._format = chat_format
 
+    @needs(Access.USER)
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`"""
         core, body = self._core, parse_body(CompletionBody, await self._read(request))
-        checked = await core.validate(body.to_raw())
+        checked = await core.validate(replace(body.to_raw(), caller=caller_of(request)))
         renderer = Renderer(checked, core.card.name, core.tokenizer, bool(body.return_token_ids))
         return await self._answer(request, body, checked, renderer)
 
+    @needs(Access.USER)
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`"""
         core, body = self._core, parse_body(ChatBody, await self._read(request))
         core.validator.check_model(body.model)
         prompt = body.to_prompt(self._format)
-        checked = await core.validate(body.to_raw(prompt))
+        checked = await core.validate(replace(body.to_raw(prompt), caller=caller_of(request)))
         if core.tokenizer is not None:
             checked = replace(
                 checked,
@@ -206,5 +218,7 @@ def _too_large(most: int) -> GatewayError:
 
 
 def _error_response(error: GatewayError) -> JSONResponse:
-    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.kind in _PASSING else None
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.kind in _PASSING else {}
+    if error.kind is ErrorKind.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), HTTP_STATUS[error.kind], headers)

@@ -25,6 +25,8 @@ HTTP_STATUS = {
     ErrorKind.DEADLINE: 504,
     ErrorKind.INTERNAL: 500,
     ErrorKind.DOES_NOT_FIT: 400,
+    ErrorKind.UNAUTHENTICATED: 401,
+    ErrorKind.FORBIDDEN: 403,
 }
 _ERROR_TYPE = {
     ErrorKind.INVALID: "invalid_request_error",
@@ -36,6 +38,8 @@ _ERROR_TYPE = {
     ErrorKind.DEADLINE: "timeout_error",
     ErrorKind.INTERNAL: "internal_server_error",
     ErrorKind.DOES_NOT_FIT: "invalid_request_error",
+    ErrorKind.UNAUTHENTICATED: "authentication_error",
+    ErrorKind.FORBIDDEN: "permission_error",
 }
 _LEAST_LOGPROB = -9999.0
 """JSON has no infinity; the least that clients expect."""

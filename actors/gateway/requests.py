@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
 from expertmesh.engine.request import LogprobRow, SamplingParams
 
 Prompt = str | tuple[int, ...]
@@ -61,6 +62,7 @@ class RawRequest:
     adds_special_tokens: bool = True
     """Whether tokenizing a text prompt adds BOS and the like (a chat template writes them itself)."""
     names: dict[str, str] = field(default_factory=dict)
+    caller: Caller = UNCHECKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class GenerationRequest:
     eos_token_ids: frozenset[int]
     shown_special_ids: frozenset[int] = frozenset()
     """Special tokens that stand in the text all the same."""
+    caller: Caller = UNCHECKED
+    """Who asks; `caller.key_name` is for logs and metrics."""
 
     @property
     def n(self) -> int:

@@ -8,14 +8,16 @@ request; the deadline itself is not passed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
 
+from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError, invalid
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, RawParams, RawRequest
@@ -38,6 +40,8 @@ GRPC_CODE = {
     ErrorKind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorKind.DOES_NOT_FIT: grpc.StatusCode.OUT_OF_RANGE,
+    ErrorKind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
 }
 HEALTH_SERVICES = ("", "expertmesh.v1.Inference", "expertmesh.v1.Cluster")
 
@@ -82,9 +86,11 @@ class RpcFace:
         self._cluster = cluster
         self._check_weights = check_weights
 
-    async def generate(self, message: public.GenerateRequest) -> public.GenerateResponse:
+    async def generate(
+        self, message: public.GenerateRequest, caller: Caller = UNCHECKED
+    ) -> public.GenerateResponse:
         """Inference.Generate"""
-        request = await self._validate(message)
+        request = await self._validate(message, caller)
         completions = await self._core.complete(request)
         tokenizer = self._core.tokenizer
         return public.GenerateResponse(
@@ -97,9 +103,11 @@ class RpcFace:
             weights_version=completions[0].weights,
         )
 
-    async def generate_stream(self, message: public.GenerateRequest) -> AsyncIterator[public.GenerateChunk]:
+    async def generate_stream(
+        self, message: public.GenerateRequest, caller: Caller = UNCHECKED
+    ) -> AsyncGenerator[public.GenerateChunk, None]:
         """Inference.GenerateStream"""
-        request = await self._validate(message)
+        request = await self._validate(message, caller)
         core = self._core
         n_open, n_tokens, first = request.n_completions, 0, True
         async with aclosing(core.generate(request)) as stream:
@@ -189,7 +197,7 @@ class RpcFace:
 
     async def watch(
         self, message: health_pb2.HealthCheckRequest
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """grpc.health.v1.Health.Watch: the status now and whenever it changes."""
         if message.service not in HEALTH_SERVICES:
             yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
@@ -206,13 +214,13 @@ class RpcFace:
         status = health_pb2.HealthCheckResponse
         return status(status=status.SERVING if self._core.healthy else status.NOT_SERVING)
 
-    async def _validate(self, message: public.GenerateRequest) -> GenerationRequest:
+    async def _validate(self, message: public.GenerateRequest, caller: Caller) -> GenerationRequest:
         n_bytes, most = message.ByteSize(), self._core.limits.max_body_bytes
         if n_bytes > most:
             raise GatewayError(
                 ErrorKind.TOO_LARGE, f"the message has {n_bytes} bytes, at most {most} are served"
             )
-        return await self._core.validate(to_raw(message))
+        return await self._core.validate(replace(to_raw(message), caller=caller))
 
 
 @contextmanager

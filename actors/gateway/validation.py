@@ -66,6 +66,7 @@ class Validator:
             stop=raw.params.stop,
             timeout_s=timeout_s if raw.timeout_s is None else min(raw.timeout_s, timeout_s),
             eos_token_ids=self._card.eos_token_ids,
+            caller=raw.caller,
         )
 
     def check_model(self, model: str) -> None:

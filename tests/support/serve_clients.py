@@ -46,12 +46,14 @@ class Answer:
 class Clients:
     """The clients that users have, in one event loop."""
 
-    def __init__(self, http_url: str, grpc_address: str, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self, http_url: str, grpc_address: str, metadata: tuple[tuple[str, str], ...], key: str = ""
+    ) -> None:
         self.metadata = metadata
         self._channel = grpc.aio.insecure_channel(grpc_address)
         self.inference = rpc.InferenceStub(self._channel)
         self.openai = openai.AsyncOpenAI(
-            base_url=f"{http_url}/v1", api_key="none", max_retries=0, timeout=CALL_S
+            base_url=f"{http_url}/v1", api_key=key or "none", max_retries=0, timeout=CALL_S
         )
 
     async def close(self) -> None:

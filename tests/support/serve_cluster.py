@@ -47,16 +47,19 @@ class Deployment:
     http_url: str
     grpc_address: str
     dashboard_url: str
+    key: str = ""
+    """The API key that calls are made with, where the deployment asks for one."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Tells Serve's gRPC proxy which application is meant."""
-        return (("application", self.config.name),)
+        """Tells Serve's gRPC proxy which application is meant, and the gateway who calls."""
+        authorization = (("authorization", f"Bearer {self.key}"),) if self.key else ()
+        return (("application", self.config.name), *authorization)
 
     @contextlib.asynccontextmanager
     async def clients(self) -> AsyncIterator[Clients]:
         """Clients for the running event loop."""
-        clients = Clients(self.http_url, self.grpc_address, self.metadata)
+        clients = Clients(self.http_url, self.grpc_address, self.metadata, self.key)
         try:
             yield clients
         finally:
@@ -185,8 +188,8 @@ class ServeCluster:
         ray.shutdown()
 
     @contextlib.contextmanager
-    def deploy(self, *configs: DeploymentConfig) -> Iterator[list[Deployment]]:
-        """Runs applications side by side until the end of the block."""
+    def deploy(self, *configs: DeploymentConfig, key: str = "") -> Iterator[list[Deployment]]:
+        """Runs applications side by side until the end of the block; `key` opens those that ask for one."""
         targets = [
             serve.RunTarget(
                 target=build_app(config),
@@ -198,7 +201,7 @@ class ServeCluster:
         ]
         deployments = [
             Deployment(
-                fit_to_model(c), f"{self._http_url}/{c.name}", self._grpc_address, self._dashboard_url
+                fit_to_model(c), f"{self._http_url}/{c.name}", self._grpc_address, self._dashboard_url, key
             )
             for c in configs
         ]

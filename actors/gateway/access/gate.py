@@ -1,0 +1,98 @@
+"""Decides about every call: who it is from, and whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from expertmesh.actors.gateway.access.keys import ApiKey, Keyring
+from expertmesh.actors.gateway.access.level import Access
+from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+
+BEARER = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a call is from."""
+
+    access: Access
+    key: ApiKey | None = None
+    """None where no keys are configured, or none is needed."""
+
+    @property
+    def key_name(self) -> str:
+        """For logs and metrics; empty without a key."""
+        return self.key.name if self.key else ""
+
+
+ANYBODY = Caller(Access.OPEN)
+"""Callers of what is open."""
+UNCHECKED = Caller(Access.ADMIN)
+"""Callers where no keys are configured."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Gate:
+    """Admits calls.
+
+    Args:
+        keyring: gives the keys that count now; None: no keys are configured, and everything is open.
+        now: the time, in UTC.
+    """
+
+    def __init__(
+        self, keyring: Callable[[], Keyring] | None = None, now: Callable[[], datetime] = _now
+    ) -> None:
+        self._keyring = keyring
+        self._now = now
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether keys are configured."""
+        return self._keyring is not None
+
+    def admit(self, headers: Mapping[str, str], needed: Access | None) -> Caller:
+        """Who calls.
+
+        Args:
+            headers: of the HTTP request, or the metadata of the RPC; names in lower case.
+            needed: what was stated for the route or RPC; None, nothing, lets nobody in.
+
+        Raises:
+            GatewayError: UNAUTHENTICATED without a key that counts, FORBIDDEN when its role is too low.
+        """
+        if needed is None:
+            raise GatewayError(ErrorKind.FORBIDDEN, "nobody has been allowed to call this")
+        if needed is Access.OPEN:
+            return ANYBODY
+        if self._keyring is None:
+            return UNCHECKED
+        key = self._identify(presented_key(headers), self._keyring())
+        if key.access < needed:
+            message = f"this needs a key with the role {needed.name.lower()}, not {key.access.name.lower()}"
+            raise GatewayError(ErrorKind.FORBIDDEN, message)
+        return Caller(key.access, key)
+
+    def _identify(self, presented: str, keyring: Keyring) -> ApiKey:
+        if not presented:
+            message = "an API key is needed: send it as `Authorization: Bearer KEY` (over gRPC as metadata)"
+            raise GatewayError(ErrorKind.UNAUTHENTICATED, message)
+        key = keyring.find(presented)
+        if key is None:
+            raise GatewayError(ErrorKind.UNAUTHENTICATED, "the API key is not known here")
+        if key.expires is not None and key.expires <= self._now():
+            raise GatewayError(ErrorKind.UNAUTHENTICATED, f"the API key has expired at {key.expires}")
+        return key
+
+
+def presented_key(headers: Mapping[str, str]) -> str:
+    """The key of `Authorization: Bearer KEY` or `x-api-key: KEY`; empty without."""
+    authorization = headers.get("authorization", "")
+    if authorization.lower().startswith(BEARER):
+        return authorization[len(BEARER) :].strip()
+    return headers.get("x-api-key", "").strip()

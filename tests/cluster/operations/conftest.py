@@ -1,0 +1,94 @@
+"""One deployment with API keys, which all modules of this folder share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray
+from api_keys import entry, write_keys
+from serve_cluster import TOKEN_FILE, Deployment, ServeCluster
+
+from expertmesh.actors.gateway.access.keys import new_key
+from expertmesh.configs.schema import DeploymentConfig
+
+KEY_RELOAD_S = 0.2
+
+
+@dataclass(frozen=True)
+class Operated:
+    """The deployment and what operating it takes."""
+
+    admin: Deployment
+    """As a client with the admin key sees it."""
+    user: Deployment
+    """As a client with the user key sees it."""
+    anonymous: Deployment
+    """As a client without a key sees it."""
+    cluster: ServeCluster
+    key_file: Path
+    dashboard_token: str
+    """For Ray's dashboard port; empty where it asks for none."""
+
+    @property
+    def metrics_urls(self) -> list[str]:
+        """Where Ray's nodes export metrics for Prometheus."""
+        return [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    def write_keys(self, *more: dict[str, object]) -> None:
+        """Puts further keys into the key file, beside the admin's and the user's; none takes them out."""
+        standing = (entry(self.admin.key, "admin", "operator"), entry(self.user.key, "user", "service"))
+        write_keys(self.key_file, *standing, *more)
+
+
+FOLDER = Path(__file__).parent
+RUNNING = pytest.StashKey[Operated]()
+
+
+@pytest.fixture(scope="module")
+def operated(
+    request: pytest.FixtureRequest,
+    demo_config: Callable[..., DeploymentConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Operated:
+    """The demo checkpoint on 1 router and 2 expert hosts. Whoever kills or scales puts it back.
+
+    Started for the first module that asks, and ended with the folder's last test.
+    """
+    folder = next(node for node in request.node.iter_parents() if node.path == FOLDER)
+    if RUNNING not in folder.stash:
+        running = contextlib.ExitStack()
+        folder.addfinalizer(running.close)
+        operated = _start(demo_config, tmp_path_factory.mktemp("api-keys") / "keys.yaml")
+        folder.stash[RUNNING] = running.enter_context(operated)
+    found = folder.stash[RUNNING]
+    found.admin.until_complete()
+    return found
+
+
+@contextlib.contextmanager
+def _start(demo_config: Callable[..., DeploymentConfig], key_file: Path) -> Iterator[Operated]:
+    admin_key, user_key = new_key(), new_key()
+    write_keys(key_file, entry(admin_key, "admin", "operator"), entry(user_key, "user", "service"))
+    config = demo_config(
+        "name=operated",
+        f"access.key_file={key_file}",
+        f"access.reload_s={KEY_RELOAD_S}",
+    )
+    cluster = ServeCluster()
+    with contextlib.closing(cluster), cluster.deploy(config, key=admin_key) as [admin]:
+        yield Operated(
+            admin,
+            replace(admin, key=user_key),
+            replace(admin, key=""),
+            cluster,
+            key_file,
+            TOKEN_FILE.read_text().strip() if TOKEN_FILE.exists() else "",
+        )
