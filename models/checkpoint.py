@@ -66,11 +66,18 @@ class Checkpoint:
         self._quantised = quantised
 
     @classmethod
-    def open(cls, directory: Path, architectures: Mapping[str, Architecture] = ARCHITECTURES) -> Checkpoint:
+    def open(
+        cls,
+        directory: Path,
+        architectures: Mapping[str, Architecture] = ARCHITECTURES,
+        *,
+        drafts: bool = False,
+    ) -> Checkpoint:
         """Reads the config and the files' headers and checks every name, shape and dtype.
 
         Args:
             architectures: those that may be met, by the name in the config.
+            drafts: whether the multi-token-prediction module is wanted, too.
 
         Raises:
             CheckpointError: the first thing that is wrong; names the file and the tensor or key.
@@ -80,7 +87,7 @@ class Checkpoint:
         config = ConfigFile.read(directory / "config.json")
         architecture = find_architecture(config, architectures)
         quantisation = read_quantisation(config)
-        spec = architecture.parse(config)
+        spec = _parsed(config, architecture, drafts)
         names = architecture.names(spec)
         tensors = {names.canonical(name): tensor for name, tensor in find_tensors(directory).items()}
         quantised = _check_tensors(directory, spec, names, tensors, quantisation)
@@ -145,17 +152,17 @@ class Checkpoint:
         self.bytes_read += buffer.nbytes
 
 
-def read_spec(directory: Path) -> ModelSpec:
-    """What config.json alone says, weights unseen.
+def read_spec(directory: Path, *, drafts: bool = False) -> ModelSpec:
+    """What config.json alone says, weights unseen; with the multi-token-prediction module for `drafts`.
 
     Raises:
         CheckpointError: the config is missing or not supported.
     """
     config = ConfigFile.read(directory / "config.json")
-    return find_architecture(config).parse(config)
+    return _parsed(config, find_architecture(config), drafts)
 
 
-def check_checkpoint(directory: Path) -> ModelSpec:
+def check_checkpoint(directory: Path, *, drafts: bool = False) -> ModelSpec:
     """What the checkpoint holds, once every tensor that serving needs is there in its right shape.
 
     Reads the config and the headers of the weight files, no weights.
@@ -163,7 +170,20 @@ def check_checkpoint(directory: Path) -> ModelSpec:
     Raises:
         CheckpointError: the first thing that is wrong; names the file and the tensor or key.
     """
-    return Checkpoint.open(directory).spec
+    return Checkpoint.open(directory, drafts=drafts).spec
+
+
+def _parsed(config: ConfigFile, architecture: Architecture, drafts: bool) -> ModelSpec:
+    spec = architecture.parse(config)
+    if not drafts:
+        return dataclasses.replace(spec, drafter=None)
+    if spec.drafter is None:
+        raise config.error(
+            "num_nextn_predict_layers",
+            f"{spec.architecture} with this config.json has no multi-token-prediction module to draft tokens "
+            "with (speculative.method: mtp); set speculative.method: off",
+        )
+    return spec
 
 
 def _check_tensors(

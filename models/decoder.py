@@ -18,40 +18,25 @@ from expertmesh.kernels.native.files import background_reader
 from expertmesh.kernels.norm import rms_norm
 from expertmesh.models.cache import CacheSize, PagedCache
 from expertmesh.models.checkpoint import Checkpoint, read_file
+from expertmesh.models.drafter import Drafter
 from expertmesh.models.interface import ForwardBatch, MoeExchange
 from expertmesh.models.loader import Progress, TensorLoader
 from expertmesh.models.names import TensorNames, router_tensors
-from expertmesh.models.parts.build import Part, load_attention, load_ffn, load_residual
 from expertmesh.models.parts.context import PartLoader
-from expertmesh.models.parts.residual import HyperHead, Residual
+from expertmesh.models.parts.layer import DecoderLayer
+from expertmesh.models.parts.residual import HyperHead
 from expertmesh.models.parts.step import Mark, Step
 from expertmesh.models.spec import ModelSpec, MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Two parts, each behind a norm and beside a residual."""
+class Hidden:
+    """What a pass over tokens leaves behind."""
 
-    attention_norm_D: Tensor
-    attention: Part
-    attention_residual: Residual
-    ffn_norm_D: Tensor
-    ffn: Part
-    ffn_residual: Residual
-    norm_eps: float
-
-    def __call__(self, stream: Tensor, step: Step) -> Tensor:
-        """The residual stream behind this layer."""
-
-        def attention(x_TD: Tensor) -> Tensor:
-            return self.attention(rms_norm(x_TD, self.attention_norm_D, self.norm_eps), step)
-
-        def ffn(x_TD: Tensor) -> Tensor:
-            return self.ffn(rms_norm(x_TD, self.ffn_norm_D, self.norm_eps), step)
-
-        stream = self.attention_residual(stream, attention)
-        step.mark("attention")
-        return self.ffn_residual(stream, ffn)
+    final_TD: Tensor
+    """Behind the final norm, as the head takes it."""
+    state: Tensor
+    """As the drafter takes it: [T, D], or all residual streams [T, S, D]."""
 
 
 class Decoder:
@@ -66,6 +51,7 @@ class Decoder:
         hyper_head: HyperHead | None,
         final_norm_D: Tensor,
         head: Linear,
+        drafter: Drafter | None = None,
     ) -> None:
         self.spec = spec
         self._embedding_VD = embedding_VD
@@ -73,6 +59,7 @@ class Decoder:
         self._hyper_head = hyper_head
         self._final_norm_D = final_norm_D
         self._head = head
+        self._drafter = drafter
 
     @classmethod
     def load(
@@ -122,6 +109,7 @@ class Decoder:
             else HyperHead.load(loader, head_hyper, spec.hyper),
             final_norm_D=loader.read(names.final_norm()),
             head=Linear(embedding_VD if spec.tie_embeddings else loader.read(names.head()), None, mode),
+            drafter=None if spec.drafter is None else Drafter.load(loader, names, spec.drafter),
         )
 
     def forward(
@@ -136,17 +124,30 @@ class Decoder:
         Every MoE layer calls the exchange once, in order. `mark` is told the parts "embed",
         "attention", "dense", "gate", "dispatch", "shared", "combine" and "norm" as they end.
         """
-        stream = F.embedding(batch.token_ids_T, self._embedding_VD)
+        return self.run(Step(batch, cache, exchange, mark)).final_TD
+
+    def run(self, step: Step) -> Hidden:
+        """The same, with what drafts are made of."""
+        stream = F.embedding(step.batch.token_ids_T, self._embedding_VD)
         if self.spec.hyper is not None:
             stream = stream.unsqueeze(1).expand(-1, self.spec.hyper.n_streams, -1).contiguous()
-        step = Step(batch, cache, exchange, mark)
-        mark("embed")
+        step.mark("embed")
         for layer in self._layers:
             stream = layer(stream, step)
         hidden_TD = stream if self._hyper_head is None else self._hyper_head(stream)
         hidden_TD = rms_norm(hidden_TD, self._final_norm_D, self.spec.norm_eps)
-        mark("norm")
-        return hidden_TD
+        step.mark("norm")
+        return Hidden(hidden_TD, hidden_TD if self._hyper_head is None else stream)
+
+    def draft(self, state: Tensor, step: Step) -> Hidden:
+        """Hidden states that tell the token after the next.
+
+        `state` is that of the tokens in front of the batch's: out of `run` at first, then out of `draft` itself.
+        Fills the drafter's cache entries at the batch's positions, and calls the exchange once for its layer.
+        """
+        assert self._drafter is not None, "the model was opened without its drafter"
+        embedding_TD = F.embedding(step.batch.token_ids_T, self._embedding_VD)
+        return Hidden(*self._drafter(state, embedding_TD, step))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """fp32 logits [N, V] of hidden states out of `forward`."""
@@ -163,17 +164,7 @@ class Decoder:
 
 
 def _load_layers(loader: PartLoader, names: TensorNames) -> Iterator[DecoderLayer]:
-    spec = loader.spec
     n_moe_layers = 0
-    for layer in spec.layers:
-        tensors = names.layer(layer)
-        yield DecoderLayer(
-            attention_norm_D=loader.read(tensors.attention_norm),
-            attention=load_attention(loader, tensors, layer),
-            attention_residual=load_residual(loader, tensors.attention_hyper, spec.hyper),
-            ffn_norm_D=loader.read(tensors.ffn_norm),
-            ffn=load_ffn(loader, tensors, layer, n_moe_layers),
-            ffn_residual=load_residual(loader, tensors.ffn_hyper, spec.hyper),
-            norm_eps=spec.norm_eps,
-        )
+    for layer in loader.spec.layers:
+        yield DecoderLayer.load(loader, names.layer(layer), layer, n_moe_layers)
         n_moe_layers += isinstance(layer.ffn, MoeSpec)

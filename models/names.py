@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 
 from expertmesh.models.attention_specs import GqaSpec, MlaSpec
-from expertmesh.models.spec import DenseSpec, LayerSpec, ModelSpec, MoeSpec
+from expertmesh.models.spec import DenseSpec, DrafterSpec, LayerSpec, ModelSpec, MoeSpec
 from expertmesh.models.tensors import (
     AttentionTensors,
+    DrafterTensors,
     ExpertTensors,
     GateTensors,
     GqaTensors,
@@ -70,6 +71,20 @@ class TensorNames:
             attention=self.attention(layer),
             ffn_norm=TensorRef(f"{prefix}.post_attention_layernorm.weight", (self.hidden,)),
             ffn=self.ffn(layer),
+        )
+
+    def drafter(self, drafter: DrafterSpec) -> DrafterTensors:
+        """A multi-token-prediction module without its routed experts."""
+        prefix = self.prefix(drafter.layer)
+        return DrafterTensors(
+            embedding_norm=TensorRef(f"{prefix}.enorm.weight", (self.hidden,)),
+            hidden_norm=TensorRef(f"{prefix}.hnorm.weight", (self.hidden,)),
+            join=linear(f"{prefix}.eh_proj", self.hidden, 2 * self.hidden),
+            embedding=None,
+            hidden=None,
+            layer=self.layer(drafter.layer),
+            head_hyper=None,
+            final_norm=TensorRef(f"{prefix}.shared_head.norm.weight", (self.hidden,)),
         )
 
     def ffn(self, layer: LayerSpec) -> SwigluTensors | MoeTensors:
@@ -170,7 +185,7 @@ class TensorNames:
         """Whether a tensor may be there although serving does not need it."""
         if name == "lm_head.weight" or name.endswith(".rotary_emb.inv_freq"):
             return True
-        # Layers behind the last are multi-token-prediction modules.
+        # Layers behind the last are multi-token-prediction modules, with copies of embedding and head.
         match = re.match(r"model\.layers\.(\d+)\.", name)
         return match is not None and int(match[1]) >= len(self.spec.layers)
 
@@ -184,6 +199,8 @@ def router_tensors(names: TensorNames, spec: ModelSpec) -> Iterator[TensorRef]:
     yield from tensor_refs(names.head_hyper())
     for layer in spec.layers:
         yield from tensor_refs(names.layer(layer))
+    if spec.drafter is not None:
+        yield from tensor_refs(names.drafter(spec.drafter))
 
 
 def expected_tensors(names: TensorNames, spec: ModelSpec) -> Iterator[TensorRef]:

@@ -24,7 +24,7 @@ def open_replacement(directory: Path, served: Path, spec: ModelSpec) -> Checkpoi
     Raises:
         CheckpointError: it cannot be served, or not in this one's place; names the first difference.
     """
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = Checkpoint.open(directory, drafts=spec.drafter is not None)
     found = checkpoint.spec
     if found != spec:
         fields = [field.name for field in dataclasses.fields(spec)]

@@ -108,6 +108,16 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterSpec:
+    """A multi-token-prediction module: out of a token's hidden state and the token behind it, it tells the
+    one after that.
+    """
+
+    layer: LayerSpec
+    """Its decoder layer, counted behind the model's last."""
+
+
+@dataclass(frozen=True, slots=True)
 class HyperSpec:
     """Several residual streams, mixed in every layer (manifold-constrained hyper-connections)."""
 
@@ -133,11 +143,24 @@ class ModelSpec:
     bos_token_id: int | None
     hyper: HyperSpec | None = None
     """Plain residuals without."""
+    drafter: DrafterSpec | None = None
+    """What drafts tokens, when it is to be used."""
+
+    @property
+    def all_layers(self) -> tuple[LayerSpec, ...]:
+        """The model's layers, then the drafter's."""
+        return self.layers if self.drafter is None else (*self.layers, self.drafter.layer)
 
     @property
     def moe_layers(self) -> tuple[LayerSpec, ...]:
-        """The layers with routed experts, in order. Elsewhere "MoE layer i" is an index into this."""
-        return tuple(layer for layer in self.layers if isinstance(layer.ffn, MoeSpec))
+        """The layers with routed experts, in order, the drafter's last. Elsewhere "MoE layer i" is an index
+        into this."""
+        return tuple(layer for layer in self.all_layers if isinstance(layer.ffn, MoeSpec))
+
+    @property
+    def n_draft_moe_layers(self) -> int:
+        """How many of the MoE layers are the drafter's."""
+        return int(self.drafter is not None and isinstance(self.drafter.layer.ffn, MoeSpec))
 
     @property
     def n_experts(self) -> int:
@@ -150,4 +173,4 @@ class ModelSpec:
     @property
     def cache(self) -> CacheLayout:
         """What all layers cache."""
-        return CacheLayout.of(layer.attention.pools for layer in self.layers)
+        return CacheLayout.of(layer.attention.pools for layer in self.all_layers)

@@ -184,6 +184,22 @@ class LayerTensors:
     ffn_hyper: HyperTensors | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DrafterTensors:
+    """A multi-token-prediction module without its routed experts; embedding and head are the model's."""
+
+    embedding_norm: TensorRef
+    hidden_norm: TensorRef
+    join: LinearTensors | None
+    """Of the embedding and the hidden state, one behind the other; else each has a projection of its own,
+    and they are added."""
+    embedding: LinearTensors | None
+    hidden: LinearTensors | None
+    layer: LayerTensors
+    head_hyper: HyperTensors | None
+    final_norm: TensorRef
+
+
 def tensor_refs(tensors: object) -> Iterator[TensorRef]:
     """Every reference in a group, in the order of its fields."""
     if isinstance(tensors, TensorRef):

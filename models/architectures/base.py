@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from expertmesh.models.attention_specs import GqaSpec, IndexerSpec, MlaSpec
 from expertmesh.models.config import ConfigFile
@@ -12,6 +12,7 @@ from expertmesh.models.rope_config import read_rope, read_rotary_dim, read_softm
 from expertmesh.models.spec import (
     AttentionSpec,
     DenseSpec,
+    DrafterSpec,
     GateSpec,
     HyperSpec,
     LayerSpec,
@@ -32,7 +33,11 @@ class Architecture:
 
 
 def read_model(
-    config: ConfigFile, name: str, layers: tuple[LayerSpec, ...], hyper: HyperSpec | None = None
+    config: ConfigFile,
+    name: str,
+    layers: tuple[LayerSpec, ...],
+    hyper: HyperSpec | None = None,
+    drafter: DrafterSpec | None = None,
 ) -> ModelSpec:
     """What is read alike for every architecture, around its layers."""
     return ModelSpec(
@@ -47,7 +52,25 @@ def read_model(
         eos_token_ids=config.integers("eos_token_id"),
         bos_token_id=config.optional_integer("bos_token_id", minimum=0),
         hyper=hyper,
+        drafter=drafter,
     )
+
+
+def has_drafter(config: ConfigFile) -> bool:
+    """Whether the config tells of a multi-token-prediction module.
+
+    Raises:
+        CheckpointError: it tells of several.
+    """
+    n_modules = config.integer("num_nextn_predict_layers", 0, minimum=0)
+    if n_modules > 1:
+        raise config.error("num_nextn_predict_layers", f"{n_modules} modules are not supported; supported: 1")
+    return n_modules == 1
+
+
+def read_drafter(config: ConfigFile, layers: tuple[LayerSpec, ...]) -> DrafterSpec | None:
+    """DeepSeek-V3's multi-token-prediction module, a layer as the model's last is."""
+    return DrafterSpec(replace(layers[-1], index=len(layers))) if has_drafter(config) else None
 
 
 def read_mla(config: ConfigFile, *, interleaved: bool, indexer: IndexerSpec | None = None) -> MlaSpec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from expertmesh.models.architectures.base import (
     Architecture,
+    read_drafter,
     read_layers,
     read_mla,
     read_model,
@@ -19,7 +20,8 @@ from expertmesh.models.spec import ModelSpec
 
 def _parse(config: ConfigFile) -> ModelSpec:
     attention = read_mla(config, interleaved=config.flag("rope_interleave", True))
-    return read_model(config, DEEPSEEK_V3.name, read_layers(config, attention, read_noaux_gate(config)))
+    layers = read_layers(config, attention, read_noaux_gate(config))
+    return read_model(config, DEEPSEEK_V3.name, layers, drafter=read_drafter(config, layers))
 
 
 DEEPSEEK_V3 = Architecture("DeepseekV3ForCausalLM", _parse, TensorNames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expertmesh.models.architectures.base import (
     Architecture,
+    read_drafter,
     read_layers,
     read_mla,
     read_model,
@@ -25,7 +26,8 @@ def _parse(config: ConfigFile) -> ModelSpec:
     if not config.has("q_lora_rank"):
         raise config.error("q_lora_rank", "the indexer takes its queries from a query latent")
     attention = read_mla(config, interleaved=True, indexer=indexer)
-    return read_model(config, DEEPSEEK_V32.name, read_layers(config, attention, read_noaux_gate(config)))
+    layers = read_layers(config, attention, read_noaux_gate(config))
+    return read_model(config, DEEPSEEK_V32.name, layers, drafter=read_drafter(config, layers))
 
 
 DEEPSEEK_V32 = Architecture("DeepseekV32ForCausalLM", _parse)

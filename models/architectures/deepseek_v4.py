@@ -8,14 +8,24 @@ import re
 from dataclasses import replace
 
 from expertmesh.kernels.glu import Glu
-from expertmesh.models.architectures.base import Architecture, check_gate, read_model
+from expertmesh.models.architectures.base import Architecture, check_gate, has_drafter, read_model
 from expertmesh.models.attention_specs import IndexerSpec, SharedKvSpec
 from expertmesh.models.config import ConfigFile
 from expertmesh.models.names import TensorNames, linear, swiglu
 from expertmesh.models.rope_config import read_rotary_dim, read_scaling
-from expertmesh.models.spec import GateSpec, HyperSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec, YarnSpec
+from expertmesh.models.spec import (
+    DrafterSpec,
+    GateSpec,
+    HyperSpec,
+    LayerSpec,
+    ModelSpec,
+    MoeSpec,
+    RopeSpec,
+    YarnSpec,
+)
 from expertmesh.models.tensors import (
     CompressorTensors,
+    DrafterTensors,
     GateTensors,
     HyperTensors,
     LayerTensors,
@@ -46,7 +56,14 @@ def _parse(config: ConfigFile) -> ModelSpec:
         sinkhorn_iterations=config.integer("hc_sinkhorn_iters"),
         eps=config.number("hc_eps", 1e-6),
     )
-    return read_model(config, DEEPSEEK_V4.name, layers, hyper)
+    return read_model(config, DEEPSEEK_V4.name, layers, hyper, _drafter(config, n_layers))
+
+
+def _drafter(config: ConfigFile, index: int) -> DrafterSpec | None:
+    """Its layer has a window alone, and experts that the gate chooses."""
+    if not has_drafter(config):
+        return None
+    return DrafterSpec(LayerSpec(index, _attention(config, (0, False)), _moe(config, hashed=False)))
 
 
 def _ratios(config: ConfigFile, n_layers: int) -> list[tuple[int, bool]]:
@@ -160,11 +177,11 @@ class DeepseekV4Names(TensorNames):
         return TensorRef("head.weight", (self.spec.vocab_size, self.hidden))
 
     def head_hyper(self) -> HyperTensors | None:
-        n = self.spec.hyper.n_streams if self.spec.hyper is not None else 0
-        return self._hyper("hc_head", n, 1)
+        return self._head_hyper("hc_head")
 
     def prefix(self, layer: LayerSpec) -> str:
-        return f"layers.{layer.index}"
+        behind = layer.index - len(self.spec.layers)
+        return f"layers.{layer.index}" if behind < 0 else f"mtp.{behind}"
 
     def layer(self, layer: LayerSpec) -> LayerTensors:
         prefix, n = self.prefix(layer), self.spec.hyper.n_streams if self.spec.hyper is not None else 0
@@ -175,6 +192,19 @@ class DeepseekV4Names(TensorNames):
             ffn=self.ffn(layer),
             attention_hyper=self._hyper(f"{prefix}.hc_attn", (2 + n) * n, 3),
             ffn_hyper=self._hyper(f"{prefix}.hc_ffn", (2 + n) * n, 3),
+        )
+
+    def drafter(self, drafter: DrafterSpec) -> DrafterTensors:
+        prefix = self.prefix(drafter.layer)
+        return DrafterTensors(
+            embedding_norm=TensorRef(f"{prefix}.enorm.weight", (self.hidden,)),
+            hidden_norm=TensorRef(f"{prefix}.hnorm.weight", (self.hidden,)),
+            join=None,
+            embedding=linear(f"{prefix}.e_proj", self.hidden, self.hidden),
+            hidden=linear(f"{prefix}.h_proj", self.hidden, self.hidden),
+            layer=self.layer(drafter.layer),
+            head_hyper=self._head_hyper(f"{prefix}.hc_head"),
+            final_norm=TensorRef(f"{prefix}.norm.weight", (self.hidden,)),
         )
 
     def attention(self, layer: LayerSpec) -> SharedKvTensors:
@@ -233,6 +263,10 @@ class DeepseekV4Names(TensorNames):
             position_bias=TensorRef(f"{prefix}.ape", (spec.ratio, values)),
             norm=TensorRef(f"{prefix}.norm.weight", (width,)),
         )
+
+    def _head_hyper(self, prefix: str) -> HyperTensors | None:
+        n = self.spec.hyper.n_streams if self.spec.hyper is not None else 0
+        return self._hyper(prefix, n, 1)
 
     def _hyper(self, prefix: str, n_weights: int, n_scales: int) -> HyperTensors | None:
         if self.spec.hyper is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from expertmesh.models.architectures.base import (
     Architecture,
+    read_drafter,
     read_gqa,
     read_layers,
     read_model,
@@ -22,7 +23,8 @@ def _parse(config: ConfigFile) -> ModelSpec:
         head_norm=config.flag("use_qk_norm", False),
         rotary_share=0.5,
     )
-    return read_model(config, GLM4_MOE.name, read_layers(config, attention, read_noaux_gate(config)))
+    layers = read_layers(config, attention, read_noaux_gate(config))
+    return read_model(config, GLM4_MOE.name, layers, drafter=read_drafter(config, layers))
 
 
 GLM4_MOE = Architecture("Glm4MoeForCausalLM", _parse)

@@ -7,6 +7,7 @@ Shape suffixes: T tokens of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from expertmesh.engine.window_blocks import WindowBlocks
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.models.cache import CacheSize
 from expertmesh.models.checkpoint import Checkpoint
-from expertmesh.models.decoder import Decoder
+from expertmesh.models.decoder import Decoder, Hidden
 from expertmesh.models.experts import ExpertBank, all_experts
+from expertmesh.models.parts.step import Step
 from expertmesh.models.quantisation import HeldAs
 
 
@@ -40,8 +42,9 @@ class PagedSequences:
         block_tokens: int = 4,
         seed: int = 0,
         held_as: HeldAs = "as_stored",
+        drafts: bool = False,
     ) -> None:
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = Checkpoint.open(folder, drafts=drafts)
         spec, device, mode = checkpoint.spec, torch.device("cpu"), mode or ComputeMode()
         self.decoder = Decoder.load(
             checkpoint, spec, mode=mode, dtype=dtype, device=device, max_tokens=max_tokens
@@ -78,6 +81,24 @@ class PagedSequences:
     @torch.inference_mode()
     def step(self, chunks: dict[str, list[int]]) -> dict[str, Tensor]:
         """Appends tokens to sequences in one batch; gives the logits [tokens, V] of each chunk."""
+        return self._step(chunks)[0]
+
+    @torch.inference_mode()
+    def step_and_draft(
+        self, chunks: dict[str, list[int]], next_token_ids: dict[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same, and the drafter's logits for the token after the one behind each of the chunk's;
+        `next_token_ids` are those behind the chunks.
+        """
+        logits, hidden, step = self._step(chunks)
+        shifted = [t for name, chunk in chunks.items() for t in (*chunk[1:], next_token_ids[name])]
+        padding = [0] * (len(step.batch.token_ids_T) - len(shifted))
+        behind = dataclasses.replace(step.batch, token_ids_T=torch.tensor(shifted + padding))
+        drafted = self.decoder.draft(hidden.state, dataclasses.replace(step, batch=behind))
+        logits_TV = self.decoder.logits(drafted.final_TD[: behind.n_tokens])
+        return logits, dict(zip(chunks, logits_TV.split(behind.query_lens), strict=True))
+
+    def _step(self, chunks: dict[str, list[int]]) -> tuple[dict[str, Tensor], Hidden, Step]:
         sequences = []
         for name, chunk in chunks.items():
             start = self._lengths.get(name, 0)
@@ -99,10 +120,11 @@ class PagedSequences:
         batch = to_tensors(
             StepBatch(tuple(sequences)), self._cache.size, self._mode.tile_rows or 1, torch.device("cpu")
         )
-        hidden_TD = self.decoder.forward(batch, self._cache, self.exchange)
-        logits_TV = self.decoder.logits(hidden_TD[: batch.n_tokens])
+        step = Step(batch, self._cache, self.exchange, lambda part: None)
+        hidden = self.decoder.run(step)
+        logits_TV = self.decoder.logits(hidden.final_TD[: batch.n_tokens])
         for sequence in sequences:
             end = sequence.n_context + sequence.n_tokens
             self._lengths[sequence.key.request_id] = end
             self._windows.trim(sequence.key, end)
-        return dict(zip(chunks, logits_TV.split(batch.query_lens), strict=True))
+        return dict(zip(chunks, logits_TV.split(batch.query_lens), strict=True)), hidden, step
