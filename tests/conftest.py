@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from draft_checkpoints import DraftKind
 from hypothesis import settings
 from tiny_checkpoints import Family, Kind
 
@@ -28,6 +29,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind 
         if kind not in made:
             made[kind] = make_tiny_checkpoint(kind, tmp_path_factory.mktemp(f"tiny-{kind}"))
         return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def draft_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`draft_checkpoint(kind)`: like `tiny_checkpoint`, with a multi-token-prediction module; `agreeable`: with
+    one whose drafts are mostly accepted."""
+    from draft_checkpoints import make_draft_checkpoint
+
+    made: dict[tuple[DraftKind, bool], Path] = {}
+
+    def make(kind: DraftKind, agreeable: bool = False) -> Path:
+        if (kind, agreeable) not in made:
+            folder = tmp_path_factory.mktemp(f"draft-{kind}")
+            made[kind, agreeable] = make_draft_checkpoint(kind, folder, agreeable=agreeable)
+        return made[kind, agreeable]
 
     return make
 

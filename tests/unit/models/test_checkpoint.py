@@ -235,3 +235,23 @@ def test_errors_survive_a_trip_between_processes() -> None:
     error = CheckpointError(Path("a/config.json"), "wrong", "key 'x'")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "a/config.json: key 'x': wrong"
+
+
+def test_a_missing_drafter_is_named(tiny: TinyModel, demo_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="num_nextn_predict_layers.*no multi-token-prediction module"):
+        check_checkpoint(tiny.write(), drafts=True)
+    without = tmp_path / "without"
+    shutil.copytree(demo_checkpoint, without)
+    tensors = load_file(without / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if name != "model.layers.6.eh_proj.weight"}
+    save_file(kept, without / "model.safetensors")
+    check_checkpoint(without)
+    with pytest.raises(CheckpointError, match=r"missing.*model\.layers\.6\.eh_proj\.weight"):
+        check_checkpoint(without, drafts=True)
+
+
+def test_a_drafter_adds_a_layer(demo_checkpoint: Path) -> None:
+    plain, drafting = (check_checkpoint(demo_checkpoint, drafts=drafts) for drafts in (False, True))
+    assert plain.layers == drafting.layers
+    assert [len(spec.moe_layers) for spec in (plain, drafting)] == [5, 6]
+    assert [len(spec.cache.layers) for spec in (plain, drafting)] == [6, 7]
