@@ -180,8 +180,8 @@ def _parsed(config: ConfigFile, architecture: Architecture, drafts: bool) -> Mod
     if spec.drafter is None:
         raise config.error(
             "num_nextn_predict_layers",
-            f"{spec.architecture} with this config.json has no multi-token-prediction module to draft tokens "
-            "with (speculative.method: mtp); set speculative.method: off",
+            f"{spec.architecture} with this config.json has no multi-token-prediction module to draft "
+            "tokens with (speculative.method: mtp); set speculative.method: off",
         )
     return spec
 

@@ -142,8 +142,8 @@ class Decoder:
     def draft(self, state: Tensor, step: Step) -> Hidden:
         """Hidden states that tell the token after the next.
 
-        `state` is that of the tokens in front of the batch's: out of `run` at first, then out of `draft` itself.
-        Fills the drafter's cache entries at the batch's positions, and calls the exchange once for its layer.
+        `state` is that of the tokens in front of the batch's: out of `run` at first, then out of `draft`.
+        Fills the drafter's cache entries at the batch's positions, and calls the exchange for its layer.
         """
         assert self._drafter is not None, "the model was opened without its drafter"
         embedding_TD = F.embedding(step.batch.token_ids_T, self._embedding_VD)

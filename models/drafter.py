@@ -1,9 +1,9 @@
 """A multi-token-prediction module: it drafts tokens that the model then verifies.
 
-DeepSeek-V3 (arXiv:2412.19437, section 2.2): out of the model's hidden state at position i and token i + 1, a
-further decoder layer at position i tells token i + 2. Embedding and head are the model's own. The hidden state is
-the one behind the final norm, as in the module's training code here and in vLLM and SGLang. DeepSeek-V4 keeps
-all residual streams, which embedding and hidden states enter by projections of their own.
+DeepSeek-V3 (arXiv:2412.19437, section 2.2): out of the model's hidden state at position i and token i + 1,
+a further decoder layer at position i tells token i + 2. Embedding and head are the model's own. The hidden
+state is the one behind the final norm, as in the training code of the demo checkpoint, vLLM and SGLang.
+DeepSeek-V4 keeps all residual streams, which embedding and hidden states enter by projections of their own.
 
 Shape suffixes: T tokens with padding, D hidden size.
 """
@@ -80,7 +80,7 @@ class Drafter:
         )
 
     def __call__(self, state: Tensor, embedding_TD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """What the head takes, [T, D], and the state for a further draft, shaped as the one that came in."""
+        """What the head takes, [T, D], and the state for a further draft, of the same shape as `state`."""
         embedding_TD = rms_norm(embedding_TD, self.embedding_norm_D, self.norm_eps)
         rows = state.reshape(-1, state.shape[-1])
         state = rms_norm(rows, self.hidden_norm_D, self.norm_eps).view_as(state)

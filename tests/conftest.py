@@ -35,8 +35,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind 
 
 @pytest.fixture(scope="session")
 def draft_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`draft_checkpoint(kind)`: like `tiny_checkpoint`, with a multi-token-prediction module; `agreeable`: with
-    one whose drafts are mostly accepted."""
+    """`draft_checkpoint(kind)`: like `tiny_checkpoint`, with a multi-token-prediction module.
+
+    `agreeable`: one whose drafts are mostly accepted.
+    """
     from draft_checkpoints import make_draft_checkpoint
 
     made: dict[tuple[DraftKind, bool], Path] = {}

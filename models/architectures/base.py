@@ -64,9 +64,7 @@ def has_drafter(config: ConfigFile) -> bool:
     """
     n_modules = config.integer("num_nextn_predict_layers", 0, minimum=0)
     if n_modules > 1:
-        raise config.error(
-            "num_nextn_predict_layers", f"{n_modules} modules are not supported; supported: 1"
-        )
+        raise config.error("num_nextn_predict_layers", f"{n_modules} are not supported; supported: 1")
     return n_modules == 1
 
 

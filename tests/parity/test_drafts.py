@@ -1,4 +1,4 @@
-"""Multi-token-prediction modules: against transformers' layers joined by hand, and the demo's model card."""
+"""Multi-token-prediction modules: transformers' layers joined by hand, and the demo's card."""
 
 from __future__ import annotations
 

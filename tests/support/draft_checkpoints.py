@@ -1,7 +1,7 @@
 """Tiny checkpoints with a multi-token-prediction module, and transformers' layers as its reference.
 
-transformers drops such modules when it loads. So a model is made with one layer more; the last layer is stored
-as the module's, with projections and norms of its own, and the reference joins the parts by hand.
+transformers drops such modules when it loads. So a model is made with one layer more; the last layer is
+stored as the module's, with projections and norms of its own, and the reference joins the parts by hand.
 
 Shape suffixes: T tokens, D hidden size, S residual streams, V vocabulary.
 """
@@ -31,7 +31,7 @@ def make_draft_checkpoint(
     """Writes a random fp32 checkpoint whose last layer is the module's.
 
     Args:
-        agreeable: layers add little to the embedding, and the module goes by the token alone: so most drafts
+        agreeable: layers add little to the embedding, and the module goes by the token alone: most drafts
             are what the model says.
     """
     full = _one_layer_more(kind, folder / "full", seed, changes)

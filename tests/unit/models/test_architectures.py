@@ -24,7 +24,7 @@ MakeConfig = Callable[[dict[str, Any]], ConfigFile]
 
 def parse(config: ConfigFile) -> ModelSpec:
     """The spec without weights."""
-    return find_architecture(config).parse(config)
+    return replace(find_architecture(config).parse(config), drafter=None)
 
 
 def latent_attention(spec: ModelSpec) -> MlaSpec:

@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 def parse(config: ConfigFile) -> ModelSpec:
-    return find_architecture(config).parse(config)
+    return replace(find_architecture(config).parse(config), drafter=None)
 
 
 def n_parameters(config: ConfigFile) -> int:
