@@ -176,14 +176,15 @@ def check_checkpoint(directory: Path, *, drafts: bool = False) -> ModelSpec:
 def _parsed(config: ConfigFile, architecture: Architecture, drafts: bool) -> ModelSpec:
     spec = architecture.parse(config)
     if not drafts:
-        return dataclasses.replace(spec, drafter=None)
-    if spec.drafter is None:
+        return spec
+    drafter = architecture.drafter(config, spec)
+    if drafter is None:
         raise config.error(
             "num_nextn_predict_layers",
             f"{spec.architecture} with this config.json has no multi-token-prediction module to draft "
             "tokens with (speculative.method: mtp); set speculative.method: off",
         )
-    return spec
+    return dataclasses.replace(spec, drafter=drafter)
 
 
 def _check_tensors(

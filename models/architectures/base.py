@@ -30,6 +30,8 @@ class Architecture:
     parse: Callable[[ConfigFile], ModelSpec]
     """Raises CheckpointError naming the key that is wrong or not supported."""
     names: type[TensorNames] = TensorNames
+    drafter: Callable[[ConfigFile, ModelSpec], DrafterSpec | None] = lambda config, spec: None
+    """Its multi-token-prediction module, where a config tells of one."""
 
 
 def read_model(
@@ -37,7 +39,6 @@ def read_model(
     name: str,
     layers: tuple[LayerSpec, ...],
     hyper: HyperSpec | None = None,
-    drafter: DrafterSpec | None = None,
 ) -> ModelSpec:
     """What is read alike for every architecture, around its layers."""
     return ModelSpec(
@@ -52,7 +53,6 @@ def read_model(
         eos_token_ids=config.integers("eos_token_id"),
         bos_token_id=config.optional_integer("bos_token_id", minimum=0),
         hyper=hyper,
-        drafter=drafter,
     )
 
 
@@ -68,9 +68,11 @@ def has_drafter(config: ConfigFile) -> bool:
     return n_modules == 1
 
 
-def read_drafter(config: ConfigFile, layers: tuple[LayerSpec, ...]) -> DrafterSpec | None:
+def read_drafter(config: ConfigFile, spec: ModelSpec) -> DrafterSpec | None:
     """DeepSeek-V3's multi-token-prediction module, a layer as the model's last is."""
-    return DrafterSpec(replace(layers[-1], index=len(layers))) if has_drafter(config) else None
+    if not has_drafter(config):
+        return None
+    return DrafterSpec(replace(spec.layers[-1], index=len(spec.layers)))
 
 
 def read_mla(config: ConfigFile, *, interleaved: bool, indexer: IndexerSpec | None = None) -> MlaSpec:

@@ -14,14 +14,12 @@ from expertmesh.models.architectures.base import (
     read_noaux_gate,
 )
 from expertmesh.models.config import ConfigFile
-from expertmesh.models.names import TensorNames
 from expertmesh.models.spec import ModelSpec
 
 
 def _parse(config: ConfigFile) -> ModelSpec:
     attention = read_mla(config, interleaved=config.flag("rope_interleave", True))
-    layers = read_layers(config, attention, read_noaux_gate(config))
-    return read_model(config, DEEPSEEK_V3.name, layers, drafter=read_drafter(config, layers))
+    return read_model(config, DEEPSEEK_V3.name, read_layers(config, attention, read_noaux_gate(config)))
 
 
-DEEPSEEK_V3 = Architecture("DeepseekV3ForCausalLM", _parse, TensorNames)
+DEEPSEEK_V3 = Architecture("DeepseekV3ForCausalLM", _parse, drafter=read_drafter)

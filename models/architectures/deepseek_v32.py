@@ -26,8 +26,7 @@ def _parse(config: ConfigFile) -> ModelSpec:
     if not config.has("q_lora_rank"):
         raise config.error("q_lora_rank", "the indexer takes its queries from a query latent")
     attention = read_mla(config, interleaved=True, indexer=indexer)
-    layers = read_layers(config, attention, read_noaux_gate(config))
-    return read_model(config, DEEPSEEK_V32.name, layers, drafter=read_drafter(config, layers))
+    return read_model(config, DEEPSEEK_V32.name, read_layers(config, attention, read_noaux_gate(config)))
 
 
-DEEPSEEK_V32 = Architecture("DeepseekV32ForCausalLM", _parse)
+DEEPSEEK_V32 = Architecture("DeepseekV32ForCausalLM", _parse, drafter=read_drafter)

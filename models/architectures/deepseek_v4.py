@@ -56,14 +56,15 @@ def _parse(config: ConfigFile) -> ModelSpec:
         sinkhorn_iterations=config.integer("hc_sinkhorn_iters"),
         eps=config.number("hc_eps", 1e-6),
     )
-    return read_model(config, DEEPSEEK_V4.name, layers, hyper, _drafter(config, n_layers))
+    return read_model(config, DEEPSEEK_V4.name, layers, hyper)
 
 
-def _drafter(config: ConfigFile, index: int) -> DrafterSpec | None:
+def _drafter(config: ConfigFile, spec: ModelSpec) -> DrafterSpec | None:
     """Its layer has a window alone, and experts that the gate chooses."""
     if not has_drafter(config):
         return None
-    return DrafterSpec(LayerSpec(index, _attention(config, (0, False)), _moe(config, hashed=False)))
+    attention, moe = _attention(config, (0, False)), _moe(config, hashed=False)
+    return DrafterSpec(LayerSpec(len(spec.layers), attention, moe))
 
 
 def _ratios(config: ConfigFile, n_layers: int) -> list[tuple[int, bool]]:
@@ -278,4 +279,4 @@ class DeepseekV4Names(TensorNames):
         )
 
 
-DEEPSEEK_V4 = Architecture("DeepseekV4ForCausalLM", _parse, DeepseekV4Names)
+DEEPSEEK_V4 = Architecture("DeepseekV4ForCausalLM", _parse, DeepseekV4Names, _drafter)

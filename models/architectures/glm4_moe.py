@@ -23,8 +23,7 @@ def _parse(config: ConfigFile) -> ModelSpec:
         head_norm=config.flag("use_qk_norm", False),
         rotary_share=0.5,
     )
-    layers = read_layers(config, attention, read_noaux_gate(config))
-    return read_model(config, GLM4_MOE.name, layers, drafter=read_drafter(config, layers))
+    return read_model(config, GLM4_MOE.name, read_layers(config, attention, read_noaux_gate(config)))
 
 
-GLM4_MOE = Architecture("Glm4MoeForCausalLM", _parse)
+GLM4_MOE = Architecture("Glm4MoeForCausalLM", _parse, drafter=read_drafter)

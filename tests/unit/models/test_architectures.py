@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ MakeConfig = Callable[[dict[str, Any]], ConfigFile]
 
 def parse(config: ConfigFile) -> ModelSpec:
     """The spec without weights."""
-    return replace(find_architecture(config).parse(config), drafter=None)
+    return find_architecture(config).parse(config)
 
 
 def latent_attention(spec: ModelSpec) -> MlaSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ PUBLISHED = {
 
 
 def parse(config: ConfigFile) -> ModelSpec:
-    return replace(find_architecture(config).parse(config), drafter=None)
+    return find_architecture(config).parse(config)
 
 
 def n_parameters(config: ConfigFile) -> int:
