@@ -24,11 +24,13 @@ class Endpoint:
     Args:
         address: HOST:PORT of Serve's gRPC proxy.
         app: the Serve application, needed where the proxy serves several.
+        key: the API key, needed where the deployment asks for one.
     """
 
-    def __init__(self, address: str, app: str | None = None) -> None:
+    def __init__(self, address: str, app: str | None = None, key: str = "") -> None:
         self.address = address
-        self._metadata = (("application", app),) if app else ()
+        application = (("application", app),) if app else ()
+        self._metadata = (*application, *((("authorization", f"Bearer {key}"),) if key else ()))
         self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
         self._inference = rpc.InferenceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)

@@ -122,6 +122,7 @@ def run(
     as_json: bool,
     out: TextIO = sys.stdout,
     err: TextIO = sys.stderr,
+    key: str = "",
 ) -> None:
     """The command, once its options are parsed."""
 
@@ -130,7 +131,7 @@ def run(
             out.write(text)
             out.flush()
 
-    with Endpoint(address, app) as endpoint:
+    with Endpoint(address, app, key) as endpoint:
         generation = stream(endpoint, request, timeout_s, write)
     if as_json:
         print(generation.as_json(), file=out)

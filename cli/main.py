@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 import expertmesh
+from expertmesh.cli import keys_commands
+from expertmesh.cli.api_key import read_key
 from expertmesh.cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, CliError
 from expertmesh.configs.load import ConfigError, load_config
 from expertmesh.configs.schema import DeploymentConfig
@@ -28,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(keys_commands.app)
 
 
 class Dtype(StrEnum):
@@ -76,6 +79,10 @@ AddressOption = Annotated[
 ]
 AppOption = Annotated[
     str | None, typer.Option("--app", help="Serve application, where the endpoint has several.")
+]
+ApiKeyOption = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", metavar="FILE", help="Holds the API key; else EXPERTMESH_API_KEY does."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline of the call.")]
@@ -134,6 +141,7 @@ def generate(
     prompt_ids: Annotated[str | None, typer.Option("--prompt-ids", help="Token ids: 1,2,3")] = None,
     address: AddressOption = DEFAULT_ADDRESS,
     app_name: AppOption = None,
+    api_key_file: ApiKeyOption = None,
     model: Annotated[str, typer.Option("--model", help="The served model's name.")] = "",
     max_tokens: Annotated[int | None, typer.Option("--max-tokens")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 is greedy.")] = None,
@@ -167,20 +175,21 @@ def generate(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     request = command.build_request(text, prompt_ids, model, params)
-    command.run(address, app_name, request, timeout_s, as_json)
+    command.run(address, app_name, request, timeout_s, as_json, key=read_key(api_key_file))
 
 
 @app.command()
 def status(
     address: AddressOption = DEFAULT_ADDRESS,
     app_name: AppOption = None,
+    api_key_file: ApiKeyOption = None,
     timeout_s: TimeoutOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the live generation, its members and what each has computed."""
     from expertmesh.cli import status as command
 
-    command.run(address, app_name, timeout_s, as_json, Console())
+    command.run(address, app_name, timeout_s, as_json, Console(), read_key(api_key_file))
 
 
 @app.command()
@@ -189,6 +198,7 @@ def scale(
     replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="How many are to serve.")],
     address: AddressOption = DEFAULT_ADDRESS,
     app_name: AppOption = None,
+    api_key_file: ApiKeyOption = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until they serve; else until it is accepted.")
     ] = True,
@@ -207,6 +217,7 @@ def scale(
         timeout_s=timeout_s,
         as_json=as_json,
         console=Console(),
+        key=read_key(api_key_file),
     )
 
 
@@ -214,13 +225,14 @@ def scale(
 def rebalance(
     address: AddressOption = DEFAULT_ADDRESS,
     app_name: AppOption = None,
+    api_key_file: ApiKeyOption = None,
     timeout_s: TimeoutOption = 40.0,
     as_json: JsonOption = False,
 ) -> None:
     """Move and copy experts until their hosts have even load, while requests run."""
     from expertmesh.cli import scale as command
 
-    command.run_rebalance(address, app_name, timeout_s, as_json, Console())
+    command.run_rebalance(address, app_name, timeout_s, as_json, Console(), read_key(api_key_file))
 
 
 @app.command()
@@ -228,6 +240,7 @@ def reload(
     path: Annotated[Path, typer.Argument(help="The checkpoint's directory, the same on every node.")],
     address: AddressOption = DEFAULT_ADDRESS,
     app_name: AppOption = None,
+    api_key_file: ApiKeyOption = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until the old weights are gone, too.")
     ] = True,
@@ -245,6 +258,7 @@ def reload(
         timeout_s=timeout_s,
         as_json=as_json,
         console=Console(),
+        key=read_key(api_key_file),
     )
 
 

@@ -26,6 +26,7 @@ def run(
     timeout_s: float,
     as_json: bool,
     console: Console,
+    key: str = "",
 ) -> None:
     """The command, once its options are parsed.
 
@@ -33,7 +34,7 @@ def run(
         CliError: refused, rolled back, or not done within `timeout_s`; the message says why.
     """
     started_s = time.monotonic()
-    with Endpoint(address, app) as endpoint:
+    with Endpoint(address, app, key) as endpoint:
         accepted = endpoint.reload(str(path), min(timeout_s, CALL_S))
         if wait:
             with Progress(Console(stderr=True) if as_json else console) as progress:

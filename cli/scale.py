@@ -29,6 +29,7 @@ def run_scale(
     timeout_s: float,
     as_json: bool,
     console: Console,
+    key: str = "",
 ) -> None:
     """`expertmesh scale`, once its options are parsed.
 
@@ -37,7 +38,7 @@ def run_scale(
     """
     started_s = time.monotonic()
     topology = None
-    with Endpoint(address, app) as endpoint:
+    with Endpoint(address, app, key) as endpoint:
         before = endpoint.scale(what, n_replicas, min(timeout_s, CALL_S))
         if wait:
             with Progress(Console(stderr=True) if as_json else console) as progress:
@@ -80,13 +81,15 @@ def wait_until_scaled(
         time.sleep(POLL_S)
 
 
-def run_rebalance(address: str, app: str | None, timeout_s: float, as_json: bool, console: Console) -> None:
+def run_rebalance(
+    address: str, app: str | None, timeout_s: float, as_json: bool, console: Console, key: str = ""
+) -> None:
     """`expertmesh rebalance`, once its options are parsed.
 
     Raises:
         CliError: refused; the message says why.
     """
-    with Endpoint(address, app) as endpoint:
+    with Endpoint(address, app, key) as endpoint:
         answer = endpoint.rebalance(timeout_s)
     if as_json:
         report = {"begun": answer.begun, "imbalance": round(answer.imbalance, 4)}

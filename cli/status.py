@@ -16,9 +16,11 @@ from expertmesh.cli.endpoint import Endpoint
 from expertmesh.proto.v1 import inference_pb2 as pb
 
 
-def run(address: str, app: str | None, timeout_s: float, as_json: bool, console: Console) -> None:
+def run(
+    address: str, app: str | None, timeout_s: float, as_json: bool, console: Console, key: str = ""
+) -> None:
     """The command, once its options are parsed."""
-    with Endpoint(address, app) as endpoint:
+    with Endpoint(address, app, key) as endpoint:
         topology, models = endpoint.topology(timeout_s), endpoint.models(timeout_s)
     if as_json:
         console.file.write(status_json(topology, models) + "\n")

@@ -188,6 +188,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
             targets=self._scaling.targets if self._scaling else None,
             now_s=self._now_s(),
         )
+        update.gateways = len(self._gateways())
         if self._scaling and not update.reason:
             update.reason = self._scaling.note(self._now_s())
         return update
@@ -197,9 +198,8 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         if not self._draining:
             self._draining = True
             self._apply(self._machine.drain(self._now_s()))
-            for session in self._sessions.values():
-                if session.member.role is Role.GATEWAY:
-                    self._send_drain(session)
+            for session in self._gateways():
+                self._send_drain(session)
 
     def reload(self, path: str) -> tuple[int, int]:
         """Loads other weights beside those that are served. Gives their version, and a number that is less
@@ -265,6 +265,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         )
         if self._draining and member.role is Role.GATEWAY:
             self._send_drain(session)
+        self._tell_gateways_of(session)
 
     def _leave(self, session: Session) -> None:
         incarnation = session.member.incarnation
@@ -277,8 +278,19 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
             self._occupied.clear()
             self._vacant.set()
         self._apply(self._machine.left(incarnation, self._now_s()))
+        self._tell_gateways_of(session)
         self._look()
         self._retire_weights()
+
+    def _gateways(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.member.role is Role.GATEWAY]
+
+    def _tell_gateways_of(self, newcomer_or_gone: Session) -> None:
+        """Gateways share the limits of API keys: each has to know how many they are."""
+        if newcomer_or_gone.member.role is Role.GATEWAY:
+            for session in self._gateways():
+                if session is not newcomer_or_gone:
+                    session.send(pb.CoordinatorMessage(topology=self.topology()))
 
     def _look(self) -> None:
         if self._scaling:

@@ -31,8 +31,9 @@ A deployment is one YAML file. Every setting but `model.path` has a default.
   The options `--model`, `--routers`, `--experts`, `--dtype`, `--device`, `--http-port`, `--grpc-port` are
   short forms, and win over `--set`. A path given to `--model` is relative to the working directory.
 - Names say the unit: `_s` seconds, `_ms` milliseconds, `_tokens`, `_bytes`.
-- From the environment comes one thing: `RAY_ADDRESS`, the Ray cluster to serve on. Without it (or with
-  `local`) `expertmesh serve` starts a cluster of its own on this machine.
+- From the environment come two things: `RAY_ADDRESS`, the Ray cluster to serve on (without it, or with
+  `local`, `expertmesh serve` starts a cluster of its own on this machine), and `EXPERTMESH_API_KEY`, the
+  key of commands that call a deployment (`--api-key-file` wins).
 """
 
 

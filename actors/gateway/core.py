@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from expertmesh.actors.gateway.access.meter import Meter
 from expertmesh.actors.gateway.completion import Completion
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, ModelCard, RawRequest
@@ -36,6 +37,7 @@ class GatewayCore:
         on_outstanding: told the number of open completions whenever it or the weights of one change.
         stream_chunks_per_s: deltas a second that all open streams share (`GatewayConfig`).
         open_link: opens the stream to a router.
+        meter: holds keys to their limits.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class GatewayCore:
         on_outstanding: Callable[[int], None] | None = None,
         stream_chunks_per_s: float = math.inf,
         open_link: LinkOpener = RouterLink,
+        meter: Meter | None = None,
     ) -> None:
         self.card = card
+        self.meter = meter or Meter()
         self.limits = limits
         self.tokenizer = tokenizer
         self.validator = Validator(card, limits, tokenizer)
@@ -104,6 +108,7 @@ class GatewayCore:
         """Takes the coordinator's word on who serves."""
         newest_before = self.newest_weights
         self.topology = update
+        self.meter.set_gateways(update.gateways)
         if self.newest_weights != newest_before:
             self._tell_load()
         # While a generation forms, the last one's routers keep their requests and run on in the next.
@@ -136,16 +141,19 @@ class GatewayCore:
         Closing the iterator early, or cancelling the task that waits on it, frees the request.
 
         Raises:
-            GatewayError: QUEUE_FULL or UNAVAILABLE at the start; DEADLINE, UNAVAILABLE or INTERNAL later.
+            GatewayError: RATE_LIMITED, QUEUE_FULL or UNAVAILABLE at the start; DEADLINE, UNAVAILABLE or
+                INTERNAL later.
         """
-        self._admit(request.n_completions)
-        run = RequestRun(self, request, whole)
-        try:
-            while not run.ended:
-                if deltas := await run.next():
-                    yield deltas
-        finally:
-            run.close()
+        with self.meter.spend(request.caller, request.n_prompt_tokens) as spending:
+            self._admit(request.n_completions)
+            run = RequestRun(self, request, whole)
+            try:
+                while not run.ended:
+                    if deltas := await run.next():
+                        spending.take_tokens(sum(len(delta.token_ids) for delta in deltas))
+                        yield deltas
+            finally:
+                run.close()
 
     async def complete(self, request: GenerationRequest) -> list[Completed]:
         """Runs a request to its end; the completions by index.
@@ -167,6 +175,7 @@ class GatewayCore:
             GatewayError: what is wrong with it.
         """
         self._refuse_when_draining()
+        self.meter.check(raw.caller)
         return await self.validator.validate(raw)
 
     def place(self, completion: Completion) -> None:

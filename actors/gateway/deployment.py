@@ -105,9 +105,10 @@ class Gateway:
             lambda replacement: open_replacement(replacement, path, spec),
         )
         self._keys = KeyWatch(config.access.key_file) if config.access.key_file else None
-        self.gate = Gate(self._keys.keyring if self._keys else None)
-        if self._keys is not None:
-            self._keys.start(config.access.reload_s)
+        self.gate = Gate()
+        if (keys := self._keys) is not None:
+            self.gate = Gate(keys.keyring, stale=lambda: bool(keys.error))
+            keys.start(config.access.reload_s)
         await self._member.start(_TopologyEvents(self._core))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

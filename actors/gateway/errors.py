@@ -24,6 +24,8 @@ class ErrorKind(Enum):
     """No API key, or one that does not count."""
     FORBIDDEN = "insufficient_permissions"
     """The key's role does not suffice."""
+    RATE_LIMITED = "rate_limit_exceeded"
+    """The key has used up what it may."""
     DOES_NOT_FIT = "context_length_exceeded"
     """Prompt and answer have become longer than what a router can hold."""
 
@@ -35,10 +37,14 @@ class GatewayError(Exception):
         kind: the class of the error.
         message: what is wrong and what would be right, for the client's eyes.
         field: the request's field that is at fault, as the client wrote it.
+        retry_after_s: when the same request may be served, where that is known.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, field: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.kind = kind
         self.message = message
         self.field = field

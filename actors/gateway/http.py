@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -48,7 +48,8 @@ def build_http_app(
         fresh_topology: asks the coordinator for its state, load figures included.
         gate: admits callers; all of them when absent.
     """
-    check = Depends(http_check(gate or Gate()))
+    gate = gate or Gate()
+    check = Depends(http_check(gate))
     app = FastAPI(title="expertmesh", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[check])
     started_s = int(time.time())
     completions = _CompletionRoutes(core, chat_format)
@@ -80,7 +81,8 @@ def build_http_app(
     async def health() -> JSONResponse:
         topology = core.topology
         state = "draining" if core.draining else topology.state
-        return JSONResponse({"state": state, "reason": topology.reason}, 200 if core.healthy else 503)
+        body = {"state": state, "reason": topology.reason, "api_keys": gate.state}
+        return JSONResponse(body, 200 if core.healthy else 503)
 
     @app.get("/v1/topology")
     @needs(Access.USER)
@@ -89,7 +91,8 @@ def build_http_app(
 
     @app.exception_handler(GatewayError)
     async def on_gateway_error(request: Request, error: GatewayError) -> JSONResponse:
-        return _error_response(error)
+        limits = core.meter.headers(caller_of(request)) if error.kind is ErrorKind.RATE_LIMITED else {}
+        return _error_response(error, limits)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -144,7 +147,9 @@ class _CompletionRoutes:
             completions = await _unless_disconnected(http, core.complete(request))
             if completions is None:
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
-            return JSONResponse(renderer.whole(completions))
+            return JSONResponse(
+                renderer.whole(completions), headers=dict(core.meter.headers(request.caller))
+            )
         return await self._stream(http, request, renderer, body.includes_usage)
 
     async def _stream(
@@ -157,9 +162,8 @@ class _CompletionRoutes:
             await stream.aclose()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         events = _events(first, stream, renderer, includes_usage)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+        headers = {"Cache-Control": "no-cache", **self._core.meter.headers(request.caller)}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     async def _read(self, request: Request) -> bytes:
         """The body, refused as soon as it is too large."""
@@ -217,8 +221,10 @@ def _too_large(most: int) -> GatewayError:
     return GatewayError(ErrorKind.TOO_LARGE, f"the body is larger than {most} bytes")
 
 
-def _error_response(error: GatewayError) -> JSONResponse:
-    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.kind in _PASSING else {}
+def _error_response(error: GatewayError, more_headers: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(more_headers or {})
+    if error.kind in _PASSING or error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s or _RETRY_AFTER_S)
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), HTTP_STATUS[error.kind], headers)

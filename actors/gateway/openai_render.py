@@ -27,6 +27,7 @@ HTTP_STATUS = {
     ErrorKind.DOES_NOT_FIT: 400,
     ErrorKind.UNAUTHENTICATED: 401,
     ErrorKind.FORBIDDEN: 403,
+    ErrorKind.RATE_LIMITED: 429,
 }
 _ERROR_TYPE = {
     ErrorKind.INVALID: "invalid_request_error",
@@ -40,6 +41,7 @@ _ERROR_TYPE = {
     ErrorKind.DOES_NOT_FIT: "invalid_request_error",
     ErrorKind.UNAUTHENTICATED: "authentication_error",
     ErrorKind.FORBIDDEN: "permission_error",
+    ErrorKind.RATE_LIMITED: "rate_limit_error",
 }
 _LEAST_LOGPROB = -9999.0
 """JSON has no infinity; the least that clients expect."""

@@ -41,6 +41,7 @@ GRPC_CODE = {
     ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorKind.DOES_NOT_FIT: grpc.StatusCode.OUT_OF_RANGE,
     ErrorKind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorKind.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
 }
 HEALTH_SERVICES = ("", "expertmesh.v1.Inference", "expertmesh.v1.Cluster")

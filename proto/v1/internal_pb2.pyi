@@ -463,7 +463,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale", "gateways")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -483,6 +483,7 @@ class TopologyUpdate(_message.Message):
     IMBALANCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -502,7 +503,8 @@ class TopologyUpdate(_message.Message):
     imbalance: float
     targets: ScaleTargets
     stale: bool
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ...) -> None: ...
+    gateways: int
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ..., gateways: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("generation", "kind", "reason", "outcome", "seconds", "unix_s")

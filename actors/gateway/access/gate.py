@@ -42,19 +42,26 @@ class Gate:
 
     Args:
         keyring: gives the keys that count now; None: no keys are configured, and everything is open.
+        stale: whether these are not the ones that are meant to count, because the key file is broken.
         now: the time, in UTC.
     """
 
     def __init__(
-        self, keyring: Callable[[], Keyring] | None = None, now: Callable[[], datetime] = _now
+        self,
+        keyring: Callable[[], Keyring] | None = None,
+        stale: Callable[[], bool] = lambda: False,
+        now: Callable[[], datetime] = _now,
     ) -> None:
         self._keyring = keyring
+        self._stale = stale
         self._now = now
 
     @property
-    def asks_for_keys(self) -> bool:
-        """Whether keys are configured."""
-        return self._keyring is not None
+    def state(self) -> str:
+        """`open` (no keys are configured), `current`, or `stale` (the file is broken, older keys go on)."""
+        if self._keyring is None:
+            return "open"
+        return "stale" if self._stale() else "current"
 
     def admit(self, headers: Mapping[str, str], needed: Access | None) -> Caller:
         """Who calls.

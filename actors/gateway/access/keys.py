@@ -10,13 +10,23 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from expertmesh.actors.gateway.access.level import Access
 
 KEY_PREFIX = "em-"
 KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much one key may use, over all gateways; None is without a limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of prompts and answers."""
+    concurrent_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +37,10 @@ class ApiKey:
     name: str
     """Whose it is; stands in logs and metrics, where the key never does."""
     access: Access
-    sha256: bytes
+    sha256: bytes = field(repr=False)
     expires: datetime | None = None
     """With a time zone."""
+    limits: KeyLimits = KeyLimits()
 
 
 class Keyring:

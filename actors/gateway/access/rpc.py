@@ -91,6 +91,8 @@ def _admit(gate: Gate, grpc_context: RayServegRPCContext, access: Access) -> Cal
 def _set_status(grpc_context: RayServegRPCContext, error: GatewayError) -> None:
     grpc_context.set_code(GRPC_CODE[error.kind])
     grpc_context.set_details(error.message)
+    if error.retry_after_s is not None:
+        grpc_context.set_trailing_metadata([("retry-after", str(error.retry_after_s))])
 
 
 def _named(call: F, method: Any) -> F:

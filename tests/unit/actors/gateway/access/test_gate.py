@@ -31,7 +31,7 @@ NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 
 def gate_of(tmp_path, *entries) -> Gate:
     keyring = keyring_of(key_text(*entries).encode(), tmp_path / "keys")
-    return Gate(lambda: keyring, lambda: NOON)
+    return Gate(lambda: keyring, now=lambda: NOON)
 
 
 def bearer(key: str) -> dict[str, str]:
