@@ -232,7 +232,9 @@ class GenerationFollower(Generic[LinkT]):
             link = self._prepared.pop(successor, None)
             self._live = None if link is None else _Live(link)
             self._reports.switched(live.link.number)
-            if self._live is None:
+            # Given up while the step was on its way: the verdict waits for this member to be out of it, and
+            # the successor, given up with it as a rule, may never make a step.
+            if self._live is None or live.link.number in self._given_up:
                 self._close_left_behind()
 
     def stepped(self) -> None:

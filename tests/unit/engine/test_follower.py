@@ -293,6 +293,22 @@ def test_both_generations_can_be_given_up_around_a_switch(
     reports.wait_for("abandoned", 2)
 
 
+def test_a_generation_given_up_in_its_last_step_is_left_at_the_switch(
+    follower: GenerationFollower[Link], reports: Reports
+) -> None:
+    old, new = switch(follower, reports)
+    follower.on_abandon(1, "a router accused")
+    assert ("abandoned", 1) not in reports.said, "the engine thread is still inside"
+    follower.switch(2)
+    reports.wait_for("abandoned", 1)
+    assert old.communicator.closed.wait(PATIENCE_S)
+    follower.on_abandon(2, "a router accused")
+    follower.lost(GenerationLostError(2, "reset"))
+    reports.wait_for("abandoned", 2)
+    assert new.communicator.closed.wait(PATIENCE_S)
+    assert [said for said in reports.said if said[0] == "abandoned"] == [("abandoned", 1), ("abandoned", 2)]
+
+
 def test_a_successor_given_up_before_the_switch_leaves_the_live_generation_alone(
     follower: GenerationFollower[Link], reports: Reports
 ) -> None:
