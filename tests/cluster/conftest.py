@@ -1,10 +1,15 @@
-"""One Ray cluster with Serve for all tests of this folder that want one."""
+"""One Ray cluster with Serve for all tests of a process that want one, and which tests stay together.
+
+`make test-cluster` runs two processes side by side (pytest-xdist). Tests that share what is costly to start
+are a group, and a group is run by one process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,14 +47,53 @@ class _Running:
 RUNNING = pytest.StashKey[_Running]()
 
 
+SHARED_DEPLOYMENTS = ("deterministic_1x2", "fast_2x2")
+"""Fixtures of a deployment that several modules use: one process starts it."""
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with a cluster of their own run first: a process is in one cluster at a time."""
-    items.sort(key=lambda item: "_running" in getattr(item, "fixturenames", ()))
+    """Gives every test a group, and puts modules with a cluster of their own first, then large groups.
+
+    A process is in one cluster at a time, and keeps the one that its tests share to its end. As groups are
+    handed out in this order, none with a cluster of its own comes to a process behind one that shares.
+    """
+    here = [item for item in items if item.path.is_relative_to(FOLDER)]
+    groups = {item: _group(item) for item in here}
+    sizes = Counter(groups.values())
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    here.sort(key=lambda item: (_shares(item), -sizes[groups[item]], groups[item]))
+    items[:] = [*here, *(item for item in items if item not in groups)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
+    """Ends the run when tests of a group would not stay together."""
+    if not all("@" in nodeid for nodeid in ids if nodeid.startswith("tests/cluster/")):
+        pytest.exit(
+            "--dist loadgroup is missing, or this pytest-xdist does not group tests in this pytest", 1
+        )
+
+
+def _group(item: pytest.Item) -> str:
+    if mark := item.get_closest_marker("xdist_group"):
+        return str(mark.args[0])
+    shared = [name for name in SHARED_DEPLOYMENTS if name in _fixtures(item)]
+    return shared[0] if shared else item.path.relative_to(FOLDER).as_posix()
+
+
+def _shares(item: pytest.Item) -> bool:
+    return "_running" in _fixtures(item)
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="module")
 def _running(request: pytest.FixtureRequest) -> _Running:
-    """Started for the first module that asks, and ended with the folder's last test.
+    """Started for a process's first module that asks, and ended with the folder's last test there.
 
     Not for the session: Ray's own processes are never quite idle, and would load the tests behind.
     """

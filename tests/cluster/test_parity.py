@@ -32,7 +32,10 @@ STEP_TOKENS = 24
 """Well below most prompts, so that they are computed in chunks beside the others' decodes."""
 
 
-@pytest.mark.parametrize("family", [*KINDS, *MOE_FAMILIES])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.xdist_group(f"parity-{f}")) for f in (*KINDS, *MOE_FAMILIES)],
+)
 def test_logprobs_and_greedy_tokens_are_those_of_transformers(
     family: Kind | Family, cluster: ServeCluster, tiny_checkpoint: Callable[[Kind | Family], Path]
 ) -> None:
