@@ -187,6 +187,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
             draining=self._draining,
             targets=self._scaling.targets if self._scaling else None,
             now_s=self._now_s(),
+            members=tuple(session.member for session in self._sessions.values()),
         )
         update.gateways = len(self._gateways())
         if self._scaling and not update.reason:

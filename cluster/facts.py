@@ -99,7 +99,7 @@ class MembershipFacts:
     def view(self) -> View:
         """The state as of the last event."""
         epoch = self._epochs.get(self._shown.number, 0) if self._shown else 0
-        return View(self._state, self._reason, self._shown, epoch, self._log.last, self._log.current)
+        return View(self._state, self._reason, self._shown, epoch, self._log.ended, self._log.current)
 
     @property
     def rebalancing(self) -> bool:

@@ -78,7 +78,12 @@ class View:
     """The live generation; while not running the last live one."""
     epoch: int
     """How often the live generation was woken."""
-    last_change: Change | None = None
-    """The last change that has ended."""
+    changes: tuple[Change, ...] = ()
+    """The last changes that have ended, oldest first."""
     change: Change | None = None
     """The change that is under way."""
+
+    @property
+    def last_change(self) -> Change | None:
+        """The last change that has ended."""
+        return self.changes[-1] if self.changes else None

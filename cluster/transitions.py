@@ -246,6 +246,7 @@ class MembershipTransitions(MembershipFacts):
     def _go_live(self, generation: Generation, now_s: float) -> bool:
         self._state = State.RUNNING
         self._reason = self._why = ""
+        self._log.live(self._shown, generation, now_s)
         self._current = self._shown = generation
         self._settled_in = True
         self._live_since_s = now_s
@@ -260,7 +261,6 @@ class MembershipTransitions(MembershipFacts):
         for info in generation.members:
             if member := self._roster.get(info.incarnation):
                 member.strikes = 0
-        self._log.end("live", now_s)
         return True
 
     def _roll_back(self, why: str, now_s: float) -> bool:
@@ -274,12 +274,12 @@ class MembershipTransitions(MembershipFacts):
         self._planned = None
         self._state = State.RUNNING
         self._wanted_since_s = None
-        self._log.end("rolled back", now_s, why)
+        self._log.roll_back(now_s, why)
         return True
 
     def _dissolve(self, why: str, now_s: float) -> bool:
         if self._state.serves:
-            self._log.end("rolled back", now_s, why)
+            self._log.roll_back(now_s, why)
             self._log.begin(self._live_number, "recovery", why, now_s)
         self._reason = self._why = why
         self._drop_next()

@@ -126,6 +126,12 @@ class Change:
     """From its trigger to its end, so far while under way."""
     ended_s: float
     """On the machine's clock; of its trigger while under way."""
+    n_routers: int = 0
+    """Routers of the generation that it brought; 0 unless `live`."""
+    n_experts: int = 0
+    """Its expert hosts."""
+    n_copies_placed: int = 0
+    """Copies of experts that stand on a host which did not hold them before, over all MoE layers."""
 
 
 @dataclass(frozen=True)

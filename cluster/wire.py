@@ -70,25 +70,27 @@ def member_from_proto(message: pb.Hello | pb.MemberSpec) -> MemberInfo:
     )
 
 
+def member_to_proto(member: MemberInfo) -> pb.MemberSpec:
+    """A member as a generation's entry."""
+    return pb.MemberSpec(
+        incarnation=member.incarnation,
+        role=ROLE_TO_PROTO[member.role],
+        node=member.node,
+        pid=member.pid,
+        device=member.device,
+        stream_address=member.stream_address,
+        store_address=member.store_address,
+        replica_id=member.replica_id,
+        slots=member.slots,
+        probe_address=member.probe_address,
+    )
+
+
 def generation_to_proto(generation: Generation) -> pb.GenerationSpec:
     """A generation as it is sent to members and gateways."""
     return pb.GenerationSpec(
         number=generation.number,
-        members=[
-            pb.MemberSpec(
-                incarnation=m.incarnation,
-                role=ROLE_TO_PROTO[m.role],
-                node=m.node,
-                pid=m.pid,
-                device=m.device,
-                stream_address=m.stream_address,
-                store_address=m.store_address,
-                replica_id=m.replica_id,
-                slots=m.slots,
-                probe_address=m.probe_address,
-            )
-            for m in generation.members
-        ],
+        members=[member_to_proto(m) for m in generation.members],
         placement=[
             pb.LayerSlots(layer=layer, hosts=[pb.Slots(experts=experts) for experts in hosts])
             for layer, hosts in enumerate(generation.placement.layers)

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from expertmesh.actors.gateway.access.meter import Meter
 from expertmesh.actors.gateway.completion import Completion
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.feed.stream_watch import StreamWatch
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, ModelCard, RawRequest
 from expertmesh.actors.gateway.router_link import RouterAddress, RouterLink
 from expertmesh.actors.gateway.routers import LinkOpener, RouterPool
@@ -60,6 +61,7 @@ class GatewayCore:
         self.topology = pb.TopologyUpdate(state="waiting", reason="no word from the coordinator yet")
         self.n_outstanding = 0
         """Completions admitted and not ended."""
+        self.stream_watch: StreamWatch | None = None
         self._incarnation = incarnation or secrets.token_hex(8)
         self._routers = RouterPool(self._incarnation, lease_s, self._on_routers, open_link)
         self._waiting: dict[str, Completion] = {}
@@ -189,6 +191,8 @@ class GatewayCore:
     def forget(self, completion: Completion) -> None:
         """A completion is over: it stops waiting and no longer counts."""
         self._waiting.pop(completion.request_id, None)
+        if self.stream_watch is not None:
+            self.stream_watch.ended(completion.request_id)
         if completion.weights:
             self._open_by_weights[completion.weights] -= 1
         self._count(-1)

@@ -19,7 +19,10 @@ from expertmesh.actors.gateway.access.gate import Caller, Gate
 from expertmesh.actors.gateway.access.key_watch import KeyWatch
 from expertmesh.actors.gateway.access.level import Access
 from expertmesh.actors.gateway.access.rpc import streaming, unary
+from expertmesh.actors.gateway.cluster_changes import ClusterChanges
 from expertmesh.actors.gateway.core import GatewayCore
+from expertmesh.actors.gateway.feed.feed import Feed
+from expertmesh.actors.gateway.feed.pieces import about_piece
 from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.formats.select import select_format
 from expertmesh.actors.gateway.http import build_http_app
@@ -71,7 +74,7 @@ class Gateway:
         self._config = config
         self._autoscaling: AutoscalingConfig | None = None
         path = Path(config.model.path)
-        incarnation = uuid.uuid4().hex
+        self._incarnation = incarnation = uuid.uuid4().hex
         tokenizer = TextTokenizer.load(path)
         self._format = ChatFormat(None)
         if tokenizer is not None:
@@ -98,12 +101,10 @@ class Gateway:
             self._find_coordinator,
             config.failure.heartbeat_s,
         )
-        self._face = RpcFace(
-            self._core,
-            self._fresh_topology,
-            self._member,
-            lambda replacement: open_replacement(replacement, path, spec),
+        self._changes = ClusterChanges(
+            self._member, lambda replacement: open_replacement(replacement, path, spec)
         )
+        self._face = RpcFace(self._core, self._fresh_topology, self._changes)
         self._keys = KeyWatch(config.access.key_file) if config.access.key_file else None
         self.gate = Gate()
         if (keys := self._keys) is not None:
@@ -129,7 +130,16 @@ class Gateway:
         return address
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_http_app(self._core, self._format, self._fresh_topology, self.gate)
+        about = about_piece(
+            self._core,
+            has_chat=self._format.encoder is not None,
+            window_s=self._config.balance.window_s,
+            gateway=self._incarnation,
+        )
+        feed = Feed(self._core, self._fresh_topology, about)
+        return build_http_app(
+            self._core, self._format, self._fresh_topology, self._changes, feed, self.gate
+        )
 
     async def __del__(self) -> None:
         self._core.drain()

@@ -16,12 +16,16 @@ from starlette.exceptions import HTTPException
 from expertmesh.actors.gateway.access.gate import Gate
 from expertmesh.actors.gateway.access.http import caller_of, http_check
 from expertmesh.actors.gateway.access.level import Access, needs
+from expertmesh.actors.gateway.cluster_changes import ClusterChanges
+from expertmesh.actors.gateway.cluster_routes import cluster_routes
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.feed.feed import Feed
 from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.openai_chat_render import Chat, ChatRenderer
 from expertmesh.actors.gateway.openai_render import HTTP_STATUS, Renderer, error_body
 from expertmesh.actors.gateway.openai_schema import ChatBody, CompletionBody, parse_body
+from expertmesh.actors.gateway.page_files import page_routes
 from expertmesh.actors.gateway.requests import Delta, GenerationRequest
 from expertmesh.actors.gateway.topology import topology_json
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -38,6 +42,8 @@ def build_http_app(
     core: GatewayCore,
     chat_format: ChatFormat,
     fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]],
+    changes: ClusterChanges,
+    feed: Feed,
     gate: Gate | None = None,
 ) -> FastAPI:
     """The application. What each route needs is stated at it; without a statement nobody gets in.
@@ -46,6 +52,8 @@ def build_http_app(
         core: generates.
         chat_format: the checkpoint's; without an encoder when it has none, or no tokenizer.
         fresh_topology: asks the coordinator for its state, load figures included.
+        changes: what clients may change in the cluster.
+        feed: what the live page shows.
         gate: admits callers; all of them when absent.
     """
     gate = gate or Gate()
@@ -55,6 +63,8 @@ def build_http_app(
     completions = _CompletionRoutes(core, chat_format)
     app.add_api_route("/v1/completions", completions.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/chat/completions", completions.chat, methods=["POST"], response_model=None)
+    app.include_router(cluster_routes(changes, feed))
+    app.include_router(page_routes())
 
     def model_json() -> dict[str, Any]:
         return {

@@ -7,26 +7,21 @@ request; the deadline itself is not passed on.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
+from expertmesh.actors.gateway.cluster_changes import ClusterChanges
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError, invalid
 from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, RawParams, RawRequest
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.topology import public_expert_load, public_topology
-from expertmesh.cluster.control import CoordinatorUnavailableError
-from expertmesh.cluster.scaling import InvalidScaleError, RefusedError
 from expertmesh.engine.request import LogprobRow
-from expertmesh.models.errors import CheckpointError
 from expertmesh.proto.v1 import inference_pb2 as public
 from expertmesh.proto.v1 import internal_pb2 as pb
 
@@ -47,45 +42,24 @@ GRPC_CODE = {
 HEALTH_SERVICES = ("", "expertmesh.v1.Inference", "expertmesh.v1.Cluster")
 
 
-SCALED = {"routers": "router", "experts": "experts"}
-"""What clients scale, and the deployment that it is."""
-
-
-class ClusterControl(Protocol):
-    """What the gateway asks the coordinator to change (`cluster.member.MemberClient`)."""
-
-    async def scale(self, deployment: str, n_replicas: int) -> int:
-        """Sets how many replicas a deployment is to have; gives how many it was to have before."""
-
-    async def rebalance(self) -> pb.RebalanceResponse:
-        """Has experts moved until their hosts have even load."""
-
-    async def reload(self, path: str) -> pb.ReloadResponse:
-        """Has other weights loaded beside those that are served."""
-
-
 class RpcFace:
     """The RPCs, apart from Serve.
 
     Args:
         core: generates.
         fresh_topology: asks the coordinator for its state, load figures included.
-        cluster: the way to the coordinator.
-        check_weights: raises CheckpointError when the checkpoint in a directory cannot take the place of
-            the served one; reads files.
+        changes: what clients may change in the cluster.
     """
 
     def __init__(
         self,
         core: GatewayCore,
         fresh_topology: Callable[[], Awaitable[pb.TopologyUpdate]],
-        cluster: ClusterControl,
-        check_weights: Callable[[Path], object],
+        changes: ClusterChanges,
     ) -> None:
         self._core = core
         self._fresh_topology = fresh_topology
-        self._cluster = cluster
-        self._check_weights = check_weights
+        self._changes = changes
 
     async def generate(
         self, message: public.GenerateRequest, caller: Caller = UNCHECKED
@@ -163,29 +137,17 @@ class RpcFace:
 
     async def scale(self, message: public.ScaleRequest) -> public.ScaleResponse:
         """Cluster.Scale"""
-        deployment = SCALED.get(message.what)
-        if deployment is None:
-            raise invalid("what", f"must be one of {', '.join(SCALED)}, not {message.what!r}")
-        with _cluster_errors("replicas"):
-            before = await self._cluster.scale(deployment, message.replicas)
+        before = await self._changes.scale(message.what, message.replicas)
         return public.ScaleResponse(replicas_before=before)
 
     async def rebalance(self) -> public.RebalanceResponse:
         """Cluster.Rebalance"""
-        with _cluster_errors():
-            answer = await self._cluster.rebalance()
+        answer = await self._changes.rebalance()
         return public.RebalanceResponse(begun=answer.begun, imbalance=answer.imbalance)
 
     async def reload(self, message: public.ReloadRequest) -> public.ReloadResponse:
         """Cluster.Reload"""
-        if not Path(message.path).is_absolute():
-            raise invalid("path", f"must be absolute, as every node looks it up, not {message.path!r}")
-        try:
-            await asyncio.to_thread(self._check_weights, Path(message.path))
-        except CheckpointError as error:
-            raise GatewayError(ErrorKind.REFUSED, str(error), "path") from error
-        with _cluster_errors("path"):
-            answer = await self._cluster.reload(message.path)
+        answer = await self._changes.reload(message.path)
         return public.ReloadResponse(version=answer.version, after_generation=answer.after_generation)
 
     async def check(self, message: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
@@ -222,19 +184,6 @@ class RpcFace:
                 ErrorKind.TOO_LARGE, f"the message has {n_bytes} bytes, at most {most} are served"
             )
         return await self._core.validate(replace(to_raw(message), caller=caller))
-
-
-@contextmanager
-def _cluster_errors(field: str | None = None) -> Iterator[None]:
-    """The coordinator's answers as the gateway's errors."""
-    try:
-        yield
-    except InvalidScaleError as error:
-        raise GatewayError(ErrorKind.INVALID, str(error), field) from error
-    except RefusedError as error:
-        raise GatewayError(ErrorKind.REFUSED, str(error), field) from error
-    except CoordinatorUnavailableError as error:
-        raise GatewayError(ErrorKind.UNAVAILABLE, str(error)) from error
 
 
 def to_raw(message: public.GenerateRequest) -> RawRequest:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from expertmesh.actors.gateway.completion import Completion, CompletionSpec
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
+from expertmesh.actors.gateway.feed.stream_watch import StreamWatch
 from expertmesh.actors.gateway.requests import Delta, GenerationRequest
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.engine.request import SamplingParams
@@ -19,6 +20,8 @@ class Host(Protocol):
 
     tokenizer: TextTokenizer | None
     topology: pb.TopologyUpdate
+    stream_watch: StreamWatch | None
+    """Told of what completions receive, while somebody wants to know."""
 
     @property
     def stream_interval_s(self) -> float:
@@ -112,9 +115,13 @@ class RequestRun:
             eos_token_ids=request.eos_token_ids,
             shown_special_ids=request.shown_special_ids,
         )
+        if core.stream_watch is not None:
+            core.stream_watch.admitted(spec.request_id)
         return Completion(spec, core.tokenizer, self._on_news, core.place)
 
     def _on_news(self, completion: Completion) -> None:
+        if self._core.stream_watch is not None:
+            self._core.stream_watch.news(completion)
         self._ready[completion.spec.index] = completion
         if self._has_news.is_set():
             return

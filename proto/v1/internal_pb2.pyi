@@ -463,7 +463,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale", "gateways")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale", "gateways", "changes", "outside", "running_requests", "queued_requests")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -484,6 +484,10 @@ class TopologyUpdate(_message.Message):
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     GATEWAYS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -504,23 +508,41 @@ class TopologyUpdate(_message.Message):
     targets: ScaleTargets
     stale: bool
     gateways: int
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ..., gateways: _Optional[int] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    outside: _containers.RepeatedCompositeFieldContainer[OutsideMember]
+    running_requests: _containers.RepeatedScalarFieldContainer[int]
+    queued_requests: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ..., gateways: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., outside: _Optional[_Iterable[_Union[OutsideMember, _Mapping]]] = ..., running_requests: _Optional[_Iterable[int]] = ..., queued_requests: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class OutsideMember(_message.Message):
+    __slots__ = ("member", "outstanding_requests")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    member: MemberSpec
+    outstanding_requests: int
+    def __init__(self, member: _Optional[_Union[MemberSpec, _Mapping]] = ..., outstanding_requests: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("generation", "kind", "reason", "outcome", "seconds", "unix_s")
+    __slots__ = ("generation", "kind", "reason", "outcome", "seconds", "unix_s", "routers", "experts", "copies_placed")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    COPIES_PLACED_FIELD_NUMBER: _ClassVar[int]
     generation: int
     kind: str
     reason: str
     outcome: str
     seconds: float
     unix_s: float
-    def __init__(self, generation: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ..., seconds: _Optional[float] = ..., unix_s: _Optional[float] = ...) -> None: ...
+    routers: int
+    experts: int
+    copies_placed: int
+    def __init__(self, generation: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ..., seconds: _Optional[float] = ..., unix_s: _Optional[float] = ..., routers: _Optional[int] = ..., experts: _Optional[int] = ..., copies_placed: _Optional[int] = ...) -> None: ...
 
 class ScaleTargets(_message.Message):
     __slots__ = ("gateway", "router", "experts")

@@ -96,7 +96,7 @@ def test_the_wheel_carries_its_data_and_licence(wheel):
     tracked = {
         f"expertmesh/{path.relative_to(REPOSITORY)}"
         for folder in FOLDERS
-        for suffix in ("py", "pyi", "c", "h", "cpp", "yaml", "proto")
+        for suffix in ("py", "pyi", "c", "h", "cpp", "yaml", "proto", "html", "css", "js", "svg")
         for path in (REPOSITORY / folder).rglob(f"*.{suffix}")
     }
     assert tracked - names == set()

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -290,6 +291,58 @@ def says(tokenizer: TextTokenizer) -> Callable[[str], Script]:
         return lambda submit: tokens
 
     return script_of
+
+
+class FakeControl:
+    """A coordinator that does what it is asked, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.error: Exception | None = None
+
+    async def scale(self, deployment: str, n_replicas: int) -> int:
+        if self.error:
+            raise self.error
+        self.asked.append((deployment, n_replicas))
+        return 1
+
+    async def rebalance(self) -> pb.RebalanceResponse:
+        if self.error:
+            raise self.error
+        return pb.RebalanceResponse(begun=True, imbalance=1.5)
+
+    async def reload(self, path: str) -> pb.ReloadResponse:
+        if self.error:
+            raise self.error
+        self.asked.append((path, 0))
+        return pb.ReloadResponse(version=2, after_generation=7)
+
+
+@pytest.fixture
+def control() -> FakeControl:
+    return FakeControl()
+
+
+@pytest.fixture
+def http_app(control: FakeControl) -> Callable[..., Any]:
+    """`http_app(core, chat_format, fresh, feed_times)`: the HTTP face; the coordinator is `control`."""
+    from expertmesh.actors.gateway.cluster_changes import ClusterChanges
+    from expertmesh.actors.gateway.feed.feed import Feed
+    from expertmesh.actors.gateway.feed.pieces import about_piece
+    from expertmesh.actors.gateway.http import build_http_app
+    from expertmesh.models.errors import CheckpointError
+
+    def check_weights(path: Path) -> None:
+        if path.name == "other":
+            raise CheckpointError(path, "another architecture")
+
+    def build(core: Any, chat_format: Any, fresh: Any, feed_times: Any = None) -> Any:
+        has_chat = chat_format.encoder is not None
+        about = about_piece(core, has_chat=has_chat, window_s=60.0, gateway="gateway-a")
+        feed = Feed(core, fresh, about, feed_times)
+        return build_http_app(core, chat_format, fresh, ClusterChanges(control, check_weights), feed)
+
+    return build
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 
 from expertmesh.actors.gateway.chat_template import ChatTemplate
 from expertmesh.actors.gateway.formats.interface import ChatFormat
-from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.configs.schema import LimitsConfig
 from expertmesh.proto.v1 import internal_pb2 as pb
 
@@ -49,7 +48,7 @@ class Service:
 
 
 @pytest.fixture
-async def start(gateway, http_server) -> AsyncIterator:
+async def start(gateway, http_server, http_app) -> AsyncIterator:
     async with AsyncExitStack() as stack:
 
         async def service(
@@ -64,7 +63,7 @@ async def start(gateway, http_server) -> AsyncIterator:
 
             chat = ChatTemplate(template, {"bos_token": "<bos>"}) if template and tokenizer else None
             url = await stack.enter_async_context(
-                http_server(build_http_app(core, chat_format or ChatFormat(chat), fresh))
+                http_server(http_app(core, chat_format or ChatFormat(chat), fresh))
             )
             started = Service(core, router, url)
             stack.push_async_callback(started.http.aclose)

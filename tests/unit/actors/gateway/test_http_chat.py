@@ -14,7 +14,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from expertmesh.actors.gateway.chat_template import ChatTemplate
 from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.formats.select import CALL_STYLES, REASONING_STYLES
-from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +81,9 @@ class Asked:
 
 
 @pytest.fixture
-async def model(gateway: Any, http_server: Any, special_tokenizer: TextTokenizer) -> AsyncIterator[Any]:
+async def model(
+    gateway: Any, http_server: Any, http_app: Any, special_tokenizer: TextTokenizer
+) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
 
         async def start(text: str, **parts: Any) -> Asked:
@@ -90,7 +91,7 @@ async def model(gateway: Any, http_server: Any, special_tokenizer: TextTokenizer
             router = await gateway.router(lambda submit: tokens)
             core = await gateway.serving(router, tokenizer=special_tokenizer)
             styles = {"reasoning": REASONING_STYLES["think"], "calls": CALL_STYLES["hermes"]} | parts
-            app = build_http_app(core, ChatFormat(ChatTemplate(TEMPLATE, {}), **styles), _never)
+            app = http_app(core, ChatFormat(ChatTemplate(TEMPLATE, {}), **styles), _never)
             url = await stack.enter_async_context(http_server(app))
             client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
             stack.push_async_callback(client.close)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from expertmesh.actors.gateway.cluster_changes import ClusterChanges
 from expertmesh.actors.gateway.errors import GatewayError
 from expertmesh.actors.gateway.rpc import GRPC_CODE, RpcFace
 from expertmesh.cluster.control import CoordinatorUnavailableError
@@ -17,7 +18,6 @@ from expertmesh.cluster.scaling import InvalidScaleError, RebalanceRefusedError,
 from expertmesh.configs.schema import LimitsConfig
 from expertmesh.models.errors import CheckpointError
 from expertmesh.proto.v1 import inference_pb2 as public
-from expertmesh.proto.v1 import internal_pb2 as pb
 
 pytestmark = pytest.mark.anyio
 
@@ -25,42 +25,15 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class FakeControl:
-    """A coordinator that does what it is asked, or raises `error`."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, int]] = []
-        self.error: Exception | None = None
-
-    async def scale(self, deployment: str, n_replicas: int) -> int:
-        if self.error:
-            raise self.error
-        self.asked.append((deployment, n_replicas))
-        return 1
-
-    async def rebalance(self) -> pb.RebalanceResponse:
-        if self.error:
-            raise self.error
-        return pb.RebalanceResponse(begun=True, imbalance=1.5)
-
-    async def reload(self, path: str) -> pb.ReloadResponse:
-        if self.error:
-            raise self.error
-        self.asked.append((path, 0))
-        return pb.ReloadResponse(version=2, after_generation=7)
-
-
 def no_check(path: Path) -> None:
     pass
 
 
-def face_of(
-    core, control: FakeControl | None = None, check_weights: Callable[[Path], None] = no_check
-) -> RpcFace:
+def face_of(core, control=None, check_weights: Callable[[Path], None] = no_check) -> RpcFace:
     async def fresh():
         return core.topology
 
-    return RpcFace(core, fresh, control or FakeControl(), check_weights)
+    return RpcFace(core, fresh, ClusterChanges(control, check_weights))
 
 
 def ids(*token_ids: int) -> public.TokenIds:
@@ -163,8 +136,7 @@ async def test_topology_and_expert_load(gateway, topology):
     assert (shown.generation, list(shown.routers), shown.state) == (0, [], "forming")
 
 
-async def test_scale_and_rebalance_reach_the_coordinator(gateway):
-    control = FakeControl()
+async def test_scale_and_rebalance_reach_the_coordinator(gateway, control):
     face = face_of(gateway.core(), control)
     answer = await face.scale(public.ScaleRequest(what="routers", replicas=2))
     assert (answer.replicas_before, control.asked) == (1, [("router", 2)])
@@ -183,8 +155,7 @@ async def test_scale_and_rebalance_reach_the_coordinator(gateway):
         (CoordinatorUnavailableError("why"), grpc.StatusCode.UNAVAILABLE),
     ],
 )
-async def test_refusals_of_the_coordinator_have_their_codes(gateway, error, code):
-    control = FakeControl()
+async def test_refusals_of_the_coordinator_have_their_codes(gateway, control, error, code):
     control.error = error
     face = face_of(gateway.core(), control)
     for call in (
@@ -197,8 +168,7 @@ async def test_refusals_of_the_coordinator_have_their_codes(gateway, error, code
         assert GRPC_CODE[caught.value.kind] is code
 
 
-async def test_reload_is_checked_and_handed_on(gateway):
-    control = FakeControl()
+async def test_reload_is_checked_and_handed_on(gateway, control):
     face = face_of(gateway.core(), control)
     answer = await face.reload(public.ReloadRequest(path="/new"))
     assert (answer.version, answer.after_generation, control.asked) == (2, 7, [("/new", 0)])
