@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -34,16 +34,15 @@ class ReloadBody(BaseModel):
     """The checkpoint's directory, the same on every node."""
 
 
-def cluster_routes(changes: ClusterChanges, feed: Feed) -> APIRouter:
-    """The routes below `/v1/cluster`."""
-    routes = APIRouter(prefix="/v1/cluster")
+def add_cluster_routes(app: FastAPI, changes: ClusterChanges, feed: Feed) -> None:
+    """Adds the routes below `/v1/cluster`."""
 
-    @routes.get("/feed")
+    @app.get("/v1/cluster/feed")
     @needs(Access.USER)
     async def read_feed() -> StreamingResponse:
         return StreamingResponse(feed.read(), media_type="application/x-ndjson", headers=NOT_STORED)
 
-    @routes.post("/scale")
+    @app.post("/v1/cluster/scale")
     @needs(Access.ADMIN)
     async def scale(request: Request) -> JSONResponse:
         body = parse_body(ScaleBody, await request.body())
@@ -52,17 +51,15 @@ def cluster_routes(changes: ClusterChanges, feed: Feed) -> APIRouter:
             {"deployment": body.deployment, "replicas_before": before, "replicas": body.replicas}
         )
 
-    @routes.post("/rebalance")
+    @app.post("/v1/cluster/rebalance")
     @needs(Access.ADMIN)
     async def rebalance() -> JSONResponse:
         answer = await changes.rebalance()
         return JSONResponse({"begun": answer.begun, "imbalance": answer.imbalance})
 
-    @routes.post("/reload")
+    @app.post("/v1/cluster/reload")
     @needs(Access.ADMIN)
     async def reload(request: Request) -> JSONResponse:
         body = parse_body(ReloadBody, await request.body())
         answer = await changes.reload(body.path)
         return JSONResponse({"version": answer.version, "after_generation": answer.after_generation})
-
-    return routes

@@ -17,7 +17,7 @@ from expertmesh.actors.gateway.access.gate import Gate
 from expertmesh.actors.gateway.access.http import caller_of, http_check
 from expertmesh.actors.gateway.access.level import Access, needs
 from expertmesh.actors.gateway.cluster_changes import ClusterChanges
-from expertmesh.actors.gateway.cluster_routes import cluster_routes
+from expertmesh.actors.gateway.cluster_routes import add_cluster_routes
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.feed.feed import Feed
@@ -25,7 +25,7 @@ from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.openai_chat_render import Chat, ChatRenderer
 from expertmesh.actors.gateway.openai_render import HTTP_STATUS, Renderer, error_body
 from expertmesh.actors.gateway.openai_schema import ChatBody, CompletionBody, parse_body
-from expertmesh.actors.gateway.page_files import page_routes
+from expertmesh.actors.gateway.page_files import add_page_routes
 from expertmesh.actors.gateway.requests import Delta, GenerationRequest
 from expertmesh.actors.gateway.topology import topology_json
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -63,8 +63,8 @@ def build_http_app(
     completions = _CompletionRoutes(core, chat_format)
     app.add_api_route("/v1/completions", completions.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/chat/completions", completions.chat, methods=["POST"], response_model=None)
-    app.include_router(cluster_routes(changes, feed))
-    app.include_router(page_routes())
+    add_cluster_routes(app, changes, feed)
+    add_page_routes(app)
 
     def model_json() -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
@@ -56,17 +56,16 @@ def read_page(folder: Path = FOLDER) -> dict[str, PageFile]:
     }
 
 
-def page_routes() -> APIRouter:
-    """`/ui`, which sends browsers on to `/ui/`, where relative addresses mean the page's own files."""
-    routes = APIRouter(prefix="/ui")
+def add_page_routes(app: FastAPI) -> None:
+    """Adds `/ui`, which sends browsers on to `/ui/`, where relative addresses mean the page's own files."""
     files = read_page()
 
-    @routes.get("")
+    @app.get("/ui")
     @needs(Access.OPEN)
     async def redirect() -> Response:
         return Response(status_code=307, headers={"Location": "ui/"})
 
-    @routes.get("/{name:path}")
+    @app.get("/ui/{name:path}")
     @needs(Access.OPEN)
     async def file(name: str, request: Request) -> Response:
         found = files.get(name or "index.html")
@@ -76,5 +75,3 @@ def page_routes() -> APIRouter:
         if found.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(found.content, headers=headers, media_type=found.content_type)
-
-    return routes

@@ -24,6 +24,7 @@ export function count(value) {
 
 /** Three figures, no more. */
 export function digits(value) {
+  if (value === 0) return "0";
   const size = Math.abs(value);
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }

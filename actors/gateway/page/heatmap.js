@@ -4,8 +4,9 @@ import { isLight, pixels, place } from "./scale.js";
 import { colour } from "./theme.js";
 
 const GUTTER = { left: 34, top: 20 };
-const MOST_CELL = { width: 72, height: 30 };
-const WANTED_HEIGHT = 420;
+const MOST_CELL = { width: 72, height: 40 };
+/** From this on, in device pixels, all cells get the same whole number of them. */
+const WHOLE_CELL = 8;
 const FONT = "system-ui, sans-serif";
 
 export class HeatMap {
@@ -18,13 +19,12 @@ export class HeatMap {
     this.most = 1;
   }
 
-  /** Makes room. `groups` are {label, from, to} over the columns; `width` in CSS pixels. Gives the height. */
-  layOut(columns, rows, groups, width) {
+  /** Makes room. `groups` are {label, from, to} over the columns; sizes in CSS pixels. Gives the height taken. */
+  layOut(columns, rows, groups, width, height) {
     const scale = devicePixelRatio || 1;
-    const room = Math.max(columns, (width - GUTTER.left) * scale);
     const cell = {
-      width: Math.max(1, Math.min(Math.floor(MOST_CELL.width * scale), Math.floor(room / columns))),
-      height: Math.max(3, Math.min(Math.floor(MOST_CELL.height * scale), Math.floor((WANTED_HEIGHT * scale) / rows))),
+      width: cellSize((width - GUTTER.left) * scale, columns, MOST_CELL.width * scale),
+      height: cellSize((height - GUTTER.top) * scale, rows, MOST_CELL.height * scale),
     };
     this.grid = { columns, rows, groups, cell, scale };
     this.pixel.width = columns;
@@ -141,24 +141,30 @@ export class HeatMap {
   dot(context, copies) {
     const { columns, cell, scale } = this.grid;
     const large = cell.width >= 14 * scale && cell.height >= 10 * scale;
-    const radius = large ? 2.6 * scale : Math.max(0.75, Math.min(cell.width, cell.height, 4 * scale) / 2.6);
+    const small = Math.max(1.5, Math.min(cell.width, cell.height, 6 * scale) * 0.62);
     copies.forEach((n, i) => {
       if (n < 2) return;
       const [x, y] = [(i % columns) * cell.width, Math.floor(i / columns) * cell.height];
-      for (let k = 0; k < (large ? n : 1); k += 1) {
-        const at = large ? [x + cell.width - (6 + 7 * k) * scale, y + 6 * scale] : [x + cell.width / 2, y + cell.height / 2];
+      context.fillStyle = colour("copy");
+      if (!large) {
+        context.fillRect(x + (cell.width - small) / 2, y + (cell.height - small) / 2, small, small);
+        return;
+      }
+      context.lineWidth = 2 * scale;
+      context.strokeStyle = colour("panel");
+      for (let k = 0; k < n; k += 1) {
         context.beginPath();
-        context.arc(...at, radius, 0, 7);
-        if (large) {
-          context.lineWidth = 2 * scale;
-          context.strokeStyle = colour("panel");
-          context.stroke();
-        }
-        context.fillStyle = colour("copy");
+        context.arc(x + cell.width - (6 + 7 * k) * scale, y + 6 * scale, 2.6 * scale, 0, 7);
+        context.stroke();
         context.fill();
       }
     });
   }
+}
+
+function cellSize(room, n, most) {
+  const even = Math.max(1, Math.min(most, room / n));
+  return even >= WHOLE_CELL ? Math.floor(even) : even;
 }
 
 function size(canvas, width, height, scale) {

@@ -1,6 +1,6 @@
 // The heat map with what surrounds it: views, selection by pointer and keys, what is said of a cell, the hottest experts.
 
-import { byId, count, element, percent, plural, seconds, times } from "./format.js";
+import { byId, count, element, percent, plural, times } from "./format.js";
 import { HeatMap } from "./heatmap.js";
 import { pixels, place } from "./scale.js";
 import { changed, copiesOf, state, watch } from "./state.js";
@@ -41,7 +41,9 @@ export function startHeatMap() {
     if (stage.matches(":focus-visible")) chosen ??= hottest(1)[0] ?? null;
     mark();
   });
-  new ResizeObserver(() => redraw()).observe(stage);
+  const resized = new ResizeObserver(() => redraw());
+  resized.observe(stage);
+  resized.observe(byId("topology"));
   onTheme(() => redraw());
   watch(["about", "placement"], redraw);
   watch(["load"], update);
@@ -89,13 +91,19 @@ function layOut(nExperts, nLayers) {
     }
     layout.columns = from;
   }
-  const height = map.layOut(layout.columns, nLayers, layout.groups, stage.clientWidth);
+  const height = map.layOut(layout.columns, nLayers, layout.groups, stage.clientWidth, wantedHeight());
   stage.style.height = `${Math.ceil(height) + 2}px`;
   stage.setAttribute("aria-rowcount", nLayers);
   stage.setAttribute("aria-colcount", layout.columns);
   const noun = view === "hosts" ? plural(layout.columns, "slot") : plural(nExperts, "expert");
-  const window = seconds(state.about.window_s).replace(".0", "");
-  byId("map-sub").textContent = `rows routed within ${window}, over an expert's mean; ${plural(nLayers, "MoE layer")} × ${noun}`;
+  byId("map-sub").textContent = `rows routed within ${state.about.window_s} s, over an expert's mean; ${plural(nLayers, "MoE layer")} × ${noun}`;
+}
+
+/** As tall as the topology beside it, within reason. */
+function wantedHeight() {
+  const beside = byId("topology");
+  const isBeside = beside.getBoundingClientRect().left > stage.getBoundingClientRect().right;
+  return isBeside ? Math.max(380, Math.min(900, beside.clientHeight - 110)) : 380;
 }
 
 /** What stands in a cell; null for an empty slot. */

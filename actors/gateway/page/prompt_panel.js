@@ -90,7 +90,7 @@ function takeEvent(event, told, answer) {
   else gaps.push(gap);
   told.last = now;
   told.tokens += n;
-  const late = gaps.length > 8 && gap > LATE * median(gaps);
+  const late = gaps.length > 8 && gap > LATE * mean(gaps);
   const atEnd = answer.scrollHeight - answer.scrollTop - answer.clientHeight < 30;
   const title = told.tokens === n ? `first token after ${msText(gap)}` : `${msText(gap)} after the one before`;
   answer.append(element("span", { class: `token${late ? " late" : ""}${thought ? " thought" : ""}`, title }, thought + text));
@@ -98,6 +98,8 @@ function takeEvent(event, told, answer) {
   drawGaps();
   figures(told);
 }
+
+const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
 function median(values) {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
@@ -132,7 +134,7 @@ function drawGaps() {
   if (!shown.length) return;
   const most = Math.max(...shown);
   const step = Math.min(9, Math.max(3, width / shown.length));
-  const typical = median(gaps);
+  const typical = mean(gaps);
   shown.forEach((gap, i) => {
     context.fillStyle = colour(gap > LATE * typical ? "warn" : "accent");
     const tall = Math.max(1.5, (gap / most) * (height - 16));

@@ -8,7 +8,7 @@ const MOST_LINKS = 200;
 const TIERS = [
   { role: "gateways", title: "Gateways", one: "gateway", kind: "gateway" },
   { role: "routers", title: "Routers", one: "router", kind: "router" },
-  { role: "hosts", title: "Expert hosts", one: "host", kind: "experts", target: "experts" },
+  { role: "hosts", title: "Expert hosts", one: "host", kind: "experts", target: "experts", note: "load over the mean" },
 ];
 
 export function startTopology() {
@@ -31,7 +31,8 @@ function show() {
     section.hidden = !nodes.length && tier.role === "hosts" && !topology.targets?.experts;
     const wanted = topology.targets?.[tier.target ?? tier.role];
     const here = topology[tier.role].length;
-    section.firstChild.textContent = wanted === undefined || wanted === here ? `${tier.title} · ${here}` : `${tier.title} · ${here} of ${wanted} wanted`;
+    const size = wanted === undefined || wanted === here ? here : `${here} of ${wanted} wanted`;
+    section.firstChild.textContent = `${tier.title} · ${size}${tier.note && here ? ` · ${tier.note}` : ""}`;
     fill(section.lastChild, nodes);
   }
   drawLinks();
@@ -79,9 +80,9 @@ function describe(tier, member, index, topology) {
     const n = topology.hosts.length;
     const rows = hostRows(index, n);
     const mean = load.host_rows.reduce((a, b) => a + b, 0) / n;
-    node.fact = mean ? times(rows / mean) : "no load";
+    node.fact = mean ? times(rows / mean) : "idle";
     node.busy = state.figures.length > 0 && Object.values(state.figures.at(-1).router_tokens_per_s).some((speed) => speed > 0);
-    node.lines.push({ label: mean ? `${count(rows)} rows` : "rows", value: mean ? "of mean" : "", share: mean ? rows / mean / 2 : 0, middle: true, over: mean && rows / mean > 1.2 });
+    node.lines.push({ label: mean ? `${count(rows)} rows` : "no rows", share: mean ? rows / mean / 2 : 0, middle: true, over: mean && rows / mean > 1.2 });
     node.host = index;
   }
   return node;

@@ -325,7 +325,7 @@ def control() -> FakeControl:
 
 @pytest.fixture
 def http_app(control: FakeControl) -> Callable[..., Any]:
-    """`http_app(core, chat_format, fresh, feed_times)`: the HTTP face; the coordinator is `control`."""
+    """`http_app(core, chat_format, fresh, gate, feed_times)`: the HTTP face; changes go to `control`."""
     from expertmesh.actors.gateway.cluster_changes import ClusterChanges
     from expertmesh.actors.gateway.feed.feed import Feed
     from expertmesh.actors.gateway.feed.pieces import about_piece
@@ -336,11 +336,12 @@ def http_app(control: FakeControl) -> Callable[..., Any]:
         if path.name == "other":
             raise CheckpointError(path, "another architecture")
 
-    def build(core: Any, chat_format: Any, fresh: Any, feed_times: Any = None) -> Any:
+    def build(core: Any, chat_format: Any, fresh: Any, gate: Any = None, feed_times: Any = None) -> Any:
         has_chat = chat_format.encoder is not None
         about = about_piece(core, has_chat=has_chat, window_s=60.0, gateway="gateway-a")
         feed = Feed(core, fresh, about, feed_times)
-        return build_http_app(core, chat_format, fresh, ClusterChanges(control, check_weights), feed)
+        changes = ClusterChanges(control, check_weights)
+        return build_http_app(core, chat_format, fresh, changes, feed, gate)
 
     return build
 

@@ -25,7 +25,8 @@ async def http(gateway, http_server, http_app):
         async def fresh():
             return core.topology
 
-        app = http_app(core, ChatFormat(None), fresh, FeedTimes(interval_s=0.02, most_s=0.2, linger_s=0))
+        times = FeedTimes(interval_s=0.02, most_s=0.2, linger_s=0)
+        app = http_app(core, ChatFormat(None), fresh, feed_times=times)
         url = await stack.enter_async_context(http_server(app))
         yield await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))
 

@@ -16,12 +16,12 @@ from expertmesh.actors.gateway.access.level import Access, stated_access
 from expertmesh.actors.gateway.deployment import Gateway
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.formats.interface import ChatFormat
-from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.proto.v1 import inference_pb2
 
 pytestmark = pytest.mark.anyio
 
-OPEN_ROUTES = {"/health", "/ui"}
+OPEN_ROUTES = {"/health", "/ui", "/ui/{name:path}"}
+ADMIN_ROUTES = {f"/v1/cluster/{name}" for name in ("scale", "rebalance", "reload")}
 OPEN_RPCS = {"grpc.health.v1.Health.Check", "grpc.health.v1.Health.Watch"}
 ADMIN_RPCS = {f"expertmesh.v1.Cluster.{name}" for name in ("Scale", "Rebalance", "Reload")}
 UNSERVED_RPCS = {"grpc.health.v1.Health.List"}
@@ -38,17 +38,18 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-async def test_every_http_route_states_what_it_needs(gateway):
+async def test_every_http_route_states_what_it_needs(gateway, http_app):
     async def fresh():
         raise NotImplementedError
 
-    app = build_http_app(gateway.core(), ChatFormat(None), fresh)
+    app = http_app(gateway.core(), ChatFormat(None), fresh)
     stated = {
         route.path: stated_access(route.endpoint) for route in app.routes if isinstance(route, APIRoute)
     }
     assert "/v1/chat/completions" in stated
     assert [path for path, access in stated.items() if access is None] == []
     assert {path for path, access in stated.items() if access is Access.OPEN} <= OPEN_ROUTES
+    assert {path for path, access in stated.items() if access is Access.ADMIN} == ADMIN_ROUTES
 
 
 def test_every_rpc_states_what_it_needs():

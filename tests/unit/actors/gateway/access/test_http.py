@@ -13,13 +13,12 @@ from expertmesh.actors.gateway.access.gate import Gate
 from expertmesh.actors.gateway.access.key_file import keyring_of
 from expertmesh.actors.gateway.access.keys import new_key
 from expertmesh.actors.gateway.formats.interface import ChatFormat
-from expertmesh.actors.gateway.http import build_http_app
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def client_of(gateway, http_server, tmp_path):
+async def client_of(gateway, http_server, http_app, tmp_path):
     """`client_of(**limits)`: a client whose key has these limits, and the core behind."""
     async with AsyncExitStack() as stack:
 
@@ -34,7 +33,7 @@ async def client_of(gateway, http_server, tmp_path):
                 return core.topology
 
             url = await stack.enter_async_context(
-                http_server(build_http_app(core, ChatFormat(None), fresh, gate))
+                http_server(http_app(core, ChatFormat(None), fresh, gate))
             )
             client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
             stack.push_async_callback(client.close)
