@@ -38,12 +38,8 @@ class SyntheticCluster:
         self.error: Exception | None = None
         self.n_asked = 0
         self.update = pb.TopologyUpdate(state="running")
-        self.update.targets.CopyFrom(
-            pb.ScaleTargets(gateway=1, router=len(self._routers), experts=n_hosts)
-        )
-        self.update.outside.add(
-            member=_member("gateway-a", pb.ROLE_GATEWAY, 90), outstanding_requests=2
-        )
+        self.update.targets.CopyFrom(pb.ScaleTargets(gateway=1, router=len(self._routers), experts=n_hosts))
+        self.update.outside.add(member=_member("gateway-a", pb.ROLE_GATEWAY, 90), outstanding_requests=2)
         self._heat = [
             [self._random.lognormvariate(0, 0.7) for _ in range(n_experts)] for _ in range(n_layers)
         ]
@@ -61,7 +57,8 @@ class SyntheticCluster:
     def tick(self) -> None:
         """A second of load."""
         update, n = self.update, self._n_hosts
-        rows = [[round(1000 * heat * self._random.uniform(0.9, 1.1)) for heat in layer] for layer in self._heat]
+        noise = self._random.uniform
+        rows = [[round(1000 * heat * noise(0.9, 1.1)) for heat in layer] for layer in self._heat]
         del update.window_expert_rows[:]
         update.window_expert_rows.extend(row for layer in rows for row in layer)
         del update.window_host_rows[:]
@@ -85,7 +82,7 @@ class SyntheticCluster:
         lost = self.update.generation.members[-1]
         self._n_hosts -= 1
         self._form()
-        self._note("recovery", f"expert host {lost.incarnation} (pid {lost.pid} on node-a) was lost: its stream ended")
+        self._note("recovery", f"expert host {lost.incarnation} (pid {lost.pid} on node-a) was lost")
         self.tick()
         return lost.incarnation
 

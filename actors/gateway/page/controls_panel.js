@@ -65,10 +65,10 @@ async function scale(deployment) {
   const [from, to] = [target(deployment), target(deployment) + steps[deployment]];
   const name = (n) => plural(n, one, many);
   const why = to > from
-    ? [`Serve starts ${name(to - from)}, which load their part of the model beside what serves.`, "Then they are taken in between two steps. Requests go on."]
+    ? [`Serve starts ${name(to - from)} and loads the weights there, beside what serves.`, "The change happens between two steps. Requests go on."]
     : deployment === "experts"
-      ? [`${name(from - to)} hand their experts over to those that stay, then leave.`, "It is refused if the rest cannot hold the model. Requests go on."]
-      : [`${name(from - to)} give their requests to the others, which compute the prompts again.`, "Requests go on; each of those waits a little once."];
+      ? [`The experts of ${name(from - to)} move to those that stay; then Serve stops what is left over.`, "It is refused if the rest cannot hold the model. Requests go on."]
+      : [`The requests of ${name(from - to)} move to the others, which compute the prompts again.`, "Requests go on; those that move wait a little, once."];
   if (!(await confirmed(`${from} → ${name(to)}?`, why, `Scale to ${to}`))) return;
   steps[deployment] = 0;
   const done = () => here(deployment) === to && !state.events.some((event) => event.outcome === "under way");
