@@ -18,7 +18,7 @@ CLUSTER_WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-cluster lint format types proto docs lock clean
+.PHONY: help demo test test-fast test-cluster browser lint format types proto docs lock clean
 
 help:
 	@echo "make demo [ONCE=1]   serve the demo checkpoint on this machine and stream one generation"
@@ -45,18 +45,22 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 demo: $(BASE)
 	@exec $(BIN)/expertmesh demo $(if $(filter-out 0,$(ONCE)),--once)
 
+# A Chromium for the tests of the live page: the one that is there, or Debian's.
+browser:
+	@tools/install_chromium.sh
+
 # Both parts run side by side, and both to their end; the target fails if either does.
-test: $(DEV)
+test: $(DEV) browser
 	@status=0; mkdir -p build; \
 	$(MAKE) --no-print-directory test-fast > build/test-fast.log 2>&1 & fast=$$!; \
 	$(MAKE) --no-print-directory test-cluster || status=1; \
 	echo "== make test-fast"; wait $$fast || status=1; cat build/test-fast.log; \
 	exit $$status
 
-test-fast: $(DEV)
+test-fast: $(DEV) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations 10 tests --ignore=tests/cluster
 
-test-cluster: $(DEV)
+test-cluster: $(DEV) browser
 	$(BIN)/python -m pytest -q -n $(CLUSTER_WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10 tests/cluster
 
 lint: $(DEV)
