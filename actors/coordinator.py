@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,13 +15,17 @@ from expertmesh.actors.replica_process import kill_replica
 from expertmesh.actors.scaler import DashboardPort, ScalingMetrics
 from expertmesh.cluster.coordinator import Coordinator, rules_of
 from expertmesh.cluster.load import LoadTable
-from expertmesh.cluster.member import FindCoordinator
 from expertmesh.cluster.placement.planner import ExpertPlacer
 from expertmesh.cluster.scaling import DEPLOYMENTS, ScalerUnavailableError, ServePort
 from expertmesh.cluster.scaling_loop import ScalingLoop
+from expertmesh.cluster.trust.secret import FileSecret, HeldSecret, new_secret
+from expertmesh.cluster.trust.tls import TlsFiles
+from expertmesh.cluster.trust.trust import Trust
 from expertmesh.configs.schema import AutoscalingConfig, DeploymentConfig
+from expertmesh.configs.security import SecurityConfig
 from expertmesh.models.checkpoint import check_checkpoint
 from expertmesh.models.spec import MoeSpec
+from expertmesh.proto.v1 import internal_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +47,24 @@ class CoordinatorActor:
         n_experts: routed experts of each.
         n_groups: groups of experts that the gate chooses by.
         linger_s: see LINGER_S.
+        secret: the deployment's, where the configuration names no file; the actor's restarts keep it.
     """
 
     def __init__(
-        self, config_json: str, n_moe_layers: int, n_experts: int, n_groups: int, linger_s: float
+        self,
+        config_json: str,
+        n_moe_layers: int,
+        n_experts: int,
+        n_groups: int,
+        linger_s: float,
+        secret: str,
     ) -> None:
         # Ray's log of this process: who comes and goes, what changes and why.
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("expertmesh").setLevel(logging.INFO)
         self._config = DeploymentConfig.model_validate_json(config_json)
+        self._secret = HeldSecret()
+        self._secret.tell(secret)
         self._port = DashboardPort(self._config.name)
         self._loads = LoadTable(n_experts=n_experts, window_s=self._config.balance.window_s)
         self._place = ExpertPlacer(
@@ -66,11 +81,11 @@ class CoordinatorActor:
         self._starting: asyncio.Task[str] | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def address(self) -> str:
-        """HOST:PORT of the gRPC server, which the first call starts."""
+    async def entrance(self) -> tuple[str, str]:
+        """HOST:PORT of the gRPC server, which the first call starts, and the secret that it asks for."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
-        return await asyncio.shield(self._starting)
+        return await asyncio.shield(self._starting), self._secret.current
 
     async def set_autoscaling(self, autoscaling_json: str) -> None:
         """Scales by these settings from now on (an `AutoscalingConfig`)."""
@@ -82,7 +97,8 @@ class CoordinatorActor:
         config = await configured_counts(self._config, self._port)
         scaling = partial(ScalingLoop, config, self._port, observe=ScalingMetrics())
         kill = partial(kill_replica, config.name)
-        self._coordinator = Coordinator(rules_of(config), self._place, scaling, self._loads, kill)
+        trust = trust_of(config.security, self._secret)
+        self._coordinator = Coordinator(rules_of(config), self._place, scaling, self._loads, kill, trust)
         if self._autoscaling:
             self._coordinator.set_autoscaling(self._autoscaling)
         address = await self._coordinator.start(ray.util.get_node_ip_address())
@@ -136,37 +152,83 @@ def actor_name(app_name: str) -> str:
     return f"{app_name}:coordinator"
 
 
-def coordinator_finder(config: DeploymentConfig) -> FindCoordinator:
-    """What a member's client asks for the coordinator's address, before every connection."""
-    return partial(find_coordinator, config)
+def trust_of(security: SecurityConfig, held: HeldSecret) -> Trust:
+    """How the processes of a deployment know each other.
 
-
-async def find_coordinator(config: DeploymentConfig, linger_s: float = LINGER_S) -> str:
-    """The coordinator's HOST:PORT; starts the actor when there is none.
+    Args:
+        security: the configuration.
+        held: takes the place of the file with the secret, where none is configured.
 
     Raises:
-        CheckpointError: the actor had to be started, and the checkpoint cannot be served.
-        ray.exceptions.RayError: the actor is just restarting or has died; ask again.
-        TimeoutError: it did not answer within ANSWER_S.
+        SecretError: the configured file cannot be used.
     """
-    actor = await asyncio.to_thread(_get_or_create, config, linger_s)
-    async with asyncio.timeout(ANSWER_S):
-        address: str = await actor.address.remote()
-    return address
+    file, tls = security.cluster_secret_file, security.internal_tls
+    files = None
+    if tls.cert_file and tls.key_file and tls.ca_file:
+        files = TlsFiles(tls.cert_file, tls.key_file, tls.ca_file, tls.server_name)
+    return Trust(FileSecret(file) if file else held, files)
 
 
-def coordinator_address(app_name: str, timeout_s: float = ANSWER_S) -> str:
-    """The HOST:PORT of a running deployment's coordinator.
+class CoordinatorFinder:
+    """What a member's client asks for the coordinator's address, before every connection.
+
+    Who asks over Ray, whose own token guards its actors, is told the deployment's secret, too.
+
+    Args:
+        config: the deployment.
+        linger_s: see LINGER_S.
+    """
+
+    def __init__(self, config: DeploymentConfig, linger_s: float = LINGER_S) -> None:
+        self._config = config
+        self._linger_s = linger_s
+        self._secret = HeldSecret()
+        self.trust = trust_of(config.security, self._secret)
+        """How this process is known to the others, and they to it."""
+
+    async def __call__(self) -> str:
+        """The coordinator's HOST:PORT; starts the actor when there is none.
+
+        Raises:
+            CheckpointError: the actor had to be started, and the checkpoint cannot be served.
+            ray.exceptions.RayError: the actor is just restarting or has died; ask again.
+            TimeoutError: it did not answer within ANSWER_S.
+        """
+        # Whoever has to start it anew hands on the secret that the others know.
+        secret = self._secret.current or new_secret()
+        actor = await asyncio.to_thread(_get_or_create, self._config, self._linger_s, secret)
+        async with asyncio.timeout(ANSWER_S):
+            address, secret = await actor.entrance.remote()
+        self._secret.tell(secret)
+        return str(address)
+
+
+@contextlib.contextmanager
+def coordinator_stub(config: DeploymentConfig, timeout_s: float = ANSWER_S) -> Iterator[Any]:
+    """Calls of internal.v1.Coordinator of a running deployment, for threads.
 
     Raises:
         LookupError: no deployment of this name runs on the cluster.
         ray.exceptions.RayError: the coordinator is just restarting, or did not answer in time.
     """
+    held = HeldSecret()
+    address, secret = _entrance(config.name, timeout_s)
+    held.tell(secret)
+    with trust_of(config.security, held).blocking_channel(address) as channel:
+        yield internal_pb2_grpc.CoordinatorStub(channel)
+
+
+def coordinator_address(app_name: str, timeout_s: float = ANSWER_S) -> str:
+    """The HOST:PORT of a running deployment's coordinator; raises what `coordinator_stub` does."""
+    return _entrance(app_name, timeout_s)[0]
+
+
+def _entrance(app_name: str, timeout_s: float) -> tuple[str, str]:
     actor = _get(app_name)
     if actor is None:
         raise LookupError(f"no deployment {app_name!r} runs on this Ray cluster")
-    address: str = ray.get(actor.address.remote(), timeout=timeout_s)
-    return address
+    address, secret = ray.get(actor.entrance.remote(), timeout=timeout_s)
+    return address, secret
 
 
 def stop_coordinator(app_name: str) -> None:
@@ -183,7 +245,7 @@ def _get(app_name: str) -> Any | None:
         return None
 
 
-def _get_or_create(config: DeploymentConfig, linger_s: float) -> Any:
+def _get_or_create(config: DeploymentConfig, linger_s: float, secret: str) -> Any:
     actor = _get(config.name)
     if actor is not None:
         return actor
@@ -203,5 +265,5 @@ def _get_or_create(config: DeploymentConfig, linger_s: float) -> Any:
     moe = [layer.ffn for layer in spec.moe_layers if isinstance(layer.ffn, MoeSpec)]
     n_groups = moe[0].gate.n_groups if moe else 1
     return options.remote(
-        config.model_dump_json(), len(spec.moe_layers), spec.n_experts, n_groups, linger_s
+        config.model_dump_json(), len(spec.moe_layers), spec.n_experts, n_groups, linger_s, secret
     )

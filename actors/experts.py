@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray import serve
 
-from expertmesh.actors.coordinator import coordinator_finder
+from expertmesh.actors.coordinator import CoordinatorFinder
 from expertmesh.actors.held_banks import HeldBanks
 from expertmesh.actors.replica import (
     GenerationEvents,
@@ -51,14 +51,16 @@ class ExpertHost:
         self._dtype = weights_dtype(config, spec)
         self._timer = PartTimer()
         self._progress = LoadingProgress()
+        finder = CoordinatorFinder(config)
         self._member = MemberClient(
             replace(
                 self._runtime.member(Role.EXPERTS, serve.get_replica_context().replica_id.unique_id),
                 slots=slots_per_host(config, self._checkpoint, self._dtype, self._runtime.device),
             ),
-            coordinator_finder(config),
+            finder,
             config.failure.heartbeat_s,
             probe_host=self._runtime.host,
+            trust=finder.trust,
         )
         self._follower: GenerationFollower[HostLink] = GenerationFollower(self._member)
         self._banks = HeldBanks(self._open_store, lambda: self._follower.live_number, self._progress)

@@ -7,10 +7,9 @@ import os
 import threading
 from collections.abc import Callable
 
-import grpc.aio
 from ray import serve
 
-from expertmesh.actors.coordinator import coordinator_finder
+from expertmesh.actors.coordinator import CoordinatorFinder
 from expertmesh.actors.replica import GenerationEvents, ReplicaRuntime, hand_over
 from expertmesh.actors.reporting import LoadingProgress, report_load
 from expertmesh.actors.router_model import RouterModel
@@ -41,10 +40,10 @@ class Router:
         self._runtime = ReplicaRuntime.create(config, config.router.threads, config.router.replicas)
         self._store = Store(self._runtime.host)
         self._streams = RouterStreamServicer(config.failure.lease_s)
-        self._server = grpc.aio.server()
-        pb_grpc.add_RouterStreamServicer_to_server(self._streams, self._server)
-        port = self._server.add_insecure_port(f"{self._runtime.host}:0")
-        await self._server.start()
+        finder = CoordinatorFinder(config)
+        self._server = finder.trust.server()
+        pb_grpc.add_RouterStreamServicer_to_server(self._streams, self._server.grpc)
+        stream_address = await self._server.start(self._runtime.host)
 
         self._timer = PartTimer()
         self._progress = LoadingProgress()
@@ -55,12 +54,13 @@ class Router:
             self._runtime.member(
                 Role.ROUTER,
                 serve.get_replica_context().replica_id.unique_id,
-                stream_address=f"{self._runtime.host}:{port}",
+                stream_address=stream_address,
                 store_address=self._store.address,
             ),
-            coordinator_finder(config),
+            finder,
             config.failure.heartbeat_s,
             probe_host=self._runtime.host,
+            trust=finder.trust,
         )
         self._follower: GenerationFollower[StepLink] = GenerationFollower(self._member)
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
@@ -125,4 +125,4 @@ class Router:
         self._follower.stop()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop, STOP_TIMEOUT_S)
-        await self._server.stop(grace=1.0)
+        await self._server.stop(grace_s=1.0)

@@ -11,7 +11,7 @@ import ray
 from rich.console import Console
 
 from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
+from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.actors.gateway.topology import public_topology
 from expertmesh.cli import display
@@ -26,7 +26,6 @@ from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.models.spec import ModelSpec
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2 as internal
-from expertmesh.proto.v1 import internal_pb2_grpc as internal_rpc
 
 POLL_S = 0.25
 WATCH_S = 5.0
@@ -111,7 +110,7 @@ class Foreground:
         limit_s = self.config.failure.prepare_s + START_EXTRA_S
         while True:
             overview = cluster.check_application(self.config.name)
-            topology = _topology(self.config.name)
+            topology = _topology(self.config)
             if topology is not None and self._complete(topology) and endpoint.healthy(TOPOLOGY_S):
                 return
             running = {name: sum(n for state, n in d.replica_states.items() if state == "RUNNING")
@@ -159,18 +158,21 @@ class Foreground:
 
     def _drain(self, stop: Stop) -> None:
         try:
-            address = coordinator_address(self.config.name, FIND_COORDINATOR_S)
+            with (
+                coordinator_stub(self.config, FIND_COORDINATOR_S) as coordinator,
+                Progress(self.console) as progress,
+            ):
+
+                def report(open_requests: int, left_s: float) -> None:
+                    answers = open_requests >= 0
+                    known = f"{open_requests} open" if answers else "the coordinator does not answer"
+                    progress.show(f"draining: {known}, at most {left_s:.0f} s left" if progress.in_place
+                                  else f"draining: {known}")  # fmt: skip
+
+                left = drain(coordinator, self.config.shutdown.drain_s, stop.at_once, report)
         except (LookupError, ray.exceptions.RayError) as error:
             self._say(f"cannot drain, the coordinator does not answer: {error}")
             return
-        with Progress(self.console) as progress:
-
-            def report(open_requests: int, left_s: float) -> None:
-                known = f"{open_requests} open" if open_requests >= 0 else "the coordinator does not answer"
-                progress.show(f"draining: {known}, at most {left_s:.0f} s left" if progress.in_place
-                              else f"draining: {known}")  # fmt: skip
-
-            left = drain(address, self.config.shutdown.drain_s, stop.at_once, report)
         if left > 0:
             self._say(f"cut off: {display.count(left, 'open request')}")
 
@@ -178,12 +180,10 @@ class Foreground:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _topology(app_name: str) -> pb.Topology | None:
+def _topology(config: DeploymentConfig) -> pb.Topology | None:
     """What the coordinator says; a gateway might ask for a key, which this command does not have."""
     try:
-        address = coordinator_address(app_name, FIND_COORDINATOR_S)
-        with grpc.insecure_channel(address) as channel:
-            stub = internal_rpc.CoordinatorStub(channel)
-            return public_topology(stub.GetState(internal.GetStateRequest(), timeout=TOPOLOGY_S))
+        with coordinator_stub(config, FIND_COORDINATOR_S) as coordinator:
+            return public_topology(coordinator.GetState(internal.GetStateRequest(), timeout=TOPOLOGY_S))
     except (LookupError, ray.exceptions.RayError, grpc.RpcError):
         return None  # it is not there yet

@@ -13,6 +13,7 @@ from expertmesh.cluster.scaling import (
     ReloadRefusedError,
     ScaleRefusedError,
 )
+from expertmesh.cluster.trust.trust import CONTROL, UNGUARDED, Trust
 from expertmesh.proto.v1 import internal_pb2 as pb
 
 
@@ -21,9 +22,12 @@ class CoordinatorUnavailableError(ConnectionError):
 
 
 class ControlClient:
-    """Calls of internal.v1.Coordinator; whoever keeps the connection sets the stub."""
+    """Calls of internal.v1.Coordinator; whoever keeps the connection sets stub and address."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust = UNGUARDED) -> None:
+        self._trust = trust
+        self._address = ""
+        """Of the coordinator that the stub is connected to."""
         self._stub: Any = None
         """None while there is no connection."""
 
@@ -92,4 +96,5 @@ class ControlClient:
     async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
         if self._stub is None:
             raise CoordinatorUnavailableError("there is no stream to the coordinator")
-        return await getattr(self._stub, method)(request, timeout=timeout_s)
+        metadata = self._trust.metadata(CONTROL + method, self._address)
+        return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=metadata)

@@ -41,6 +41,7 @@ from expertmesh.cluster.scaling_loop import ScaledCluster, ScalingLoop
 from expertmesh.cluster.session import Session
 from expertmesh.cluster.state import LEFT_AS_ASKED, MembershipRules
 from expertmesh.cluster.topology import topology_update
+from expertmesh.cluster.trust.trust import UNGUARDED, Trust, TrustedServer
 from expertmesh.cluster.types import MemberInfo, Role
 from expertmesh.cluster.wire import (
     WireError,
@@ -90,6 +91,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         loads: takes what members report.
         kill: ends the process of a member that is out, frozen or not; called on a thread. Without it such
             a process ends when it hears of it.
+        trust: who may call.
     """
 
     def __init__(
@@ -99,14 +101,16 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         scaling: Callable[[ScaledCluster], ScalingLoop] | None = None,
         loads: LoadTable | None = None,
         kill: Callable[[MemberInfo], None] | None = None,
+        trust: Trust = UNGUARDED,
     ) -> None:
+        self._trust = trust
         self._kill_process = kill
         self._killing: set[asyncio.Task[None]] = set()
         self._machine = Membership(rules, place)
         self._loads = loads or LoadTable()
         self._sessions: dict[str, Session] = {}
         self._draining = False
-        self._server: grpc.aio.Server | None = None
+        self._server: TrustedServer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._in_grace = False
         self._occupied = asyncio.Event()
@@ -118,15 +122,14 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
 
     async def start(self, host: str, port: int = 0) -> str:
         """Serves on `host`; gives HOST:PORT. Port 0 takes a free one."""
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        internal_pb2_grpc.add_MembershipServicer_to_server(self, server)
-        internal_pb2_grpc.add_CoordinatorServicer_to_server(ControlServicer(self), server)
-        bound = server.add_insecure_port(f"{host}:{port}")
-        await server.start()
+        server = self._trust.server(SERVER_OPTIONS)
+        internal_pb2_grpc.add_MembershipServicer_to_server(self, server.grpc)
+        internal_pb2_grpc.add_CoordinatorServicer_to_server(ControlServicer(self), server.grpc)
+        address = await server.start(host, port)
         self._server = server
         if self._scaling:
             self._scaling.start()
-        return f"{host}:{bound}"
+        return address
 
     async def stop(self) -> None:
         """Ends every stream without excluding anybody."""
@@ -135,7 +138,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         if self._timer:
             self._timer.cancel()
         if self._server:
-            await self._server.stop(grace=None)
+            await self._server.stop()
 
     async def wait_until_deserted(self, linger_s: float) -> None:
         """Returns when members were connected and then none has been for `linger_s`."""

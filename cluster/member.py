@@ -20,6 +20,7 @@ from expertmesh.cluster.control import ControlClient
 from expertmesh.cluster.load import Load
 from expertmesh.cluster.probe import ProbeServer, reach
 from expertmesh.cluster.track import AbandonNews, GenerationTrack
+from expertmesh.cluster.trust.trust import JOIN, UNGUARDED, Trust
 from expertmesh.cluster.types import Generation, MemberInfo
 from expertmesh.cluster.wire import generation_from_proto, hello_to_proto, load_to_proto
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -86,6 +87,7 @@ class MemberClient(ControlClient):
         heartbeat_s: how often it tells that it is alive.
         probe_host: the interface on which others may find out whether they reach this member; empty for
             members that others have nothing to do with.
+        trust: how the coordinator knows this process.
     """
 
     def __init__(
@@ -94,8 +96,9 @@ class MemberClient(ControlClient):
         find_coordinator: FindCoordinator,
         heartbeat_s: float,
         probe_host: str = "",
+        trust: Trust = UNGUARDED,
     ) -> None:
-        super().__init__()
+        super().__init__(trust)
         self._member = hello
         self._probe_host = probe_host
         self._probe_server = ProbeServer(hello.incarnation)
@@ -255,8 +258,9 @@ class MemberClient(ControlClient):
 
     async def _join(self, address: str) -> bool:
         """Holds one stream until it ends; False when it did not come about."""
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            call = internal_pb2_grpc.MembershipStub(channel).Join()
+        async with self._trust.channel(address, CHANNEL_OPTIONS) as channel:
+            metadata = self._trust.metadata(JOIN, address)
+            call = internal_pb2_grpc.MembershipStub(channel).Join(metadata=metadata)
             track = self._track
             hello = hello_to_proto(
                 self._member,
@@ -273,7 +277,7 @@ class MemberClient(ControlClient):
                     await call.write(pb.MemberMessage(hello=hello))
                     await call.wait_for_connection()
                 joined = True
-                self._stub = internal_pb2_grpc.CoordinatorStub(channel)
+                self._address, self._stub = address, internal_pb2_grpc.CoordinatorStub(channel)
                 self._outbox = asyncio.Queue()
                 if self._wants_to_leave:
                     self._on_leave()

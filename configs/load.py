@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails
 
 from expertmesh.configs.schema import CONFLICT, DeploymentConfig
 from expertmesh.configs.section import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,23 @@ def _validate(
 
 def _resolve_paths(config: DeploymentConfig, base: Path) -> DeploymentConfig:
     """Relative paths start at `base`. Links in the paths of keys stay: what is behind them may change."""
-    access, model = config.access, config.model
-    model = model.model_copy(update={"path": (base / model.path.expanduser()).resolve()})
-    if access.key_file is not None:
-        key_file = base.absolute() / access.key_file.expanduser()
-        access = access.model_copy(update={"key_file": key_file})
-    return config.model_copy(update={"model": model, "access": access})
+    model = config.model.model_copy(update={"path": (base / config.model.path.expanduser()).resolve()})
+    security = _absolute(config.security, base)
+    tls = _absolute(security.internal_tls, base)
+    return config.model_copy(
+        update={
+            "model": model,
+            "access": _absolute(config.access, base),
+            "security": security.model_copy(update={"internal_tls": tls}),
+        }
+    )
+
+
+def _absolute(section: SectionT, base: Path) -> SectionT:
+    paths = {name: value for name, value in section if isinstance(value, Path)}
+    return section.model_copy(
+        update={name: base.absolute() / path.expanduser() for name, path in paths.items()}
+    )
 
 
 def _explain(details: ErrorDetails, source: str, sources: Mapping[str, str]) -> Problem:

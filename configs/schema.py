@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from expertmesh.configs.section import Section
-from expertmesh.configs.security import AccessConfig
+from expertmesh.configs.security import AccessConfig, SecurityConfig
 
 Dtype = Literal["auto", "fp32", "bf16"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -333,10 +333,12 @@ class DeploymentConfig(Section):
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig = GrpcConfig()
     access: AccessConfig = AccessConfig()
+    security: SecurityConfig = SecurityConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> DeploymentConfig:
         transport, scheduler, failure = self.exchange.transport, self.scheduler, self.failure
+        tls = self.security.internal_tls
         for wrong, key, problem in (
             (
                 transport == "nccl" and self.device != "cuda",
@@ -357,6 +359,11 @@ class DeploymentConfig(Section):
                 failure.heartbeat_s >= failure.deadline_s,
                 "failure.heartbeat_s",
                 f"must be below failure.deadline_s, {failure.deadline_s}",
+            ),
+            (
+                len({path is None for path in (tls.cert_file, tls.key_file, tls.ca_file)}) > 1,
+                "security.internal_tls",
+                "needs cert_file, key_file and ca_file",
             ),
             *(
                 (

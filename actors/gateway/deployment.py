@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from grpc_health.v1 import health_pb2
 from ray import serve
 
-from expertmesh.actors.coordinator import find_coordinator, tell_autoscaling
+from expertmesh.actors.coordinator import CoordinatorFinder, tell_autoscaling
 from expertmesh.actors.gateway.access.gate import Caller, Gate
 from expertmesh.actors.gateway.access.key_watch import KeyWatch
 from expertmesh.actors.gateway.access.level import Access
@@ -27,6 +28,7 @@ from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.formats.select import select_format
 from expertmesh.actors.gateway.http import build_http_app
 from expertmesh.actors.gateway.requests import ModelCard
+from expertmesh.actors.gateway.router_link import RouterLink
 from expertmesh.actors.gateway.rpc import RpcFace
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.cluster.control import CoordinatorUnavailableError
@@ -80,6 +82,7 @@ class Gateway:
         if tokenizer is not None:
             self._format = select_format(config.model, path, tokenizer.has_token)
         spec = check_checkpoint(path)
+        self._finder = CoordinatorFinder(config)
         self._core = GatewayCore(
             model_card(config, spec),
             config.limits,
@@ -88,6 +91,7 @@ class Gateway:
             incarnation,
             self._report,
             config.gateway.stream_chunks_per_s,
+            partial(RouterLink, trust=self._finder.trust),
         )
         self._member = MemberClient(
             MemberInfo(
@@ -100,6 +104,7 @@ class Gateway:
             ),
             self._find_coordinator,
             config.failure.heartbeat_s,
+            trust=self._finder.trust,
         )
         self._changes = ClusterChanges(
             self._member, lambda replacement: open_replacement(replacement, path, spec)
@@ -124,7 +129,7 @@ class Gateway:
 
     async def _find_coordinator(self) -> str:
         """Its address, before every connection; a new one is told what the deploy config says."""
-        address = await find_coordinator(self._config)
+        address = await self._finder()
         if self._autoscaling:
             await tell_autoscaling(self._config.name, self._autoscaling)
         return address

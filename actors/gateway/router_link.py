@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import grpc
 
 from expertmesh.actors.gateway.open_requests import NewsSink, OpenRequests
+from expertmesh.cluster.trust.tls import TlsError
+from expertmesh.cluster.trust.trust import SESSION, UNGUARDED, Trust
 from expertmesh.proto.v1 import internal_pb2 as pb
 from expertmesh.proto.v1 import internal_pb2_grpc as rpc
 
@@ -26,6 +28,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+_CONNECT_S = 10.0
 _MIN_RETRY_S = 0.05
 _MAX_RETRY_S = 1.0
 
@@ -47,11 +50,18 @@ class RouterLink:
         gateway_incarnation: names this gateway to the router.
         lease_s: routers drop the requests of a gateway that has been silent for this long.
         on_change: called when `is_open` has changed.
+        trust: how the router knows this process.
     """
 
     def __init__(
-        self, router: RouterAddress, gateway_incarnation: str, lease_s: float, on_change: Callable[[], None]
+        self,
+        router: RouterAddress,
+        gateway_incarnation: str,
+        lease_s: float,
+        on_change: Callable[[], None],
+        trust: Trust = UNGUARDED,
     ) -> None:
+        self._trust = trust
         self.router = router
         self._gateway_incarnation = gateway_incarnation
         self._keep_alive_s = lease_s / 3
@@ -98,21 +108,24 @@ class RouterLink:
 
     async def _run(self) -> None:
         retry_s = _MIN_RETRY_S
-        async with grpc.aio.insecure_channel(self.router.address, options=_CHANNEL_OPTIONS) as channel:
-            stub = rpc.RouterStreamStub(channel)
-            while True:
-                await channel.channel_ready()
-                heard = False
-                try:
-                    heard = await self._session(stub)
-                finally:
-                    self._lose()
-                retry_s = _MIN_RETRY_S if heard else min(2 * retry_s, _MAX_RETRY_S)
-                await asyncio.sleep(retry_s)
+        while True:
+            heard = False
+            try:
+                # A channel for each try: certificates may have been changed.
+                async with self._trust.channel(self.router.address, _CHANNEL_OPTIONS) as channel:
+                    async with asyncio.timeout(_CONNECT_S):
+                        await channel.channel_ready()
+                    heard = await self._session(rpc.RouterStreamStub(channel))
+            except (TimeoutError, TlsError) as error:
+                logger.warning("no connection to router %s: %r", self.router.address, error)
+            finally:
+                self._lose()
+            retry_s = _MIN_RETRY_S if heard else min(2 * retry_s, _MAX_RETRY_S)
+            await asyncio.sleep(retry_s)
 
     async def _session(self, stub: rpc.RouterStreamStub) -> bool:
         """One session until its end; whether the router has said anything in it."""
-        call = stub.Session()
+        call = stub.Session(metadata=self._trust.metadata(SESSION, self.router.address))
         self._outbox.clear()
         hello = pb.GatewayHello(gateway_incarnation=self._gateway_incarnation)
         self._send(pb.GatewayToRouter(hello=hello))

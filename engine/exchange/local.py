@@ -7,6 +7,7 @@ The end of a peer's process ends its socket, so that a dead rank is noticed at o
 
 from __future__ import annotations
 
+import os
 import secrets
 import select
 import socket
@@ -26,6 +27,8 @@ from expertmesh.engine.exchange.meeting import Meeting
 WAIT_SLICE_MS = 50
 BUFFER_BYTES = 4 << 20
 _GREETING = struct.Struct("<q16s")
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group of a peer."""
 
 
 @dataclass(slots=True)
@@ -192,7 +195,8 @@ def _parts(flat: Tensor, splits: Sequence[int]) -> dict[int, memoryview]:
 
 
 class Listener:
-    """A rank's end of the meeting: an abstract Unix socket that only the same user's ranks may join."""
+    """A rank's end of the meeting: an abstract Unix socket, which leaves no file. Only the same user's
+    processes that know the key may join."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -218,7 +222,7 @@ class Listener:
             peer.settimeout(max(deadline_s - time.monotonic(), 0.001))
             greeting = peer.recv(_GREETING.size, socket.MSG_WAITALL)
             rank, shown = _GREETING.unpack(greeting) if len(greeting) == _GREETING.size else (-1, b"")
-            if not secrets.compare_digest(shown, key):
+            if not secrets.compare_digest(shown, key) or _user_of(peer) != os.geteuid():
                 peer.close()
                 continue
             peers[rank] = _tuned(peer)
@@ -236,6 +240,14 @@ def connect(name: str, rank: int, key: bytes, deadline_s: float) -> socket.socke
     peer.connect(f"\0{name}")
     peer.sendall(_GREETING.pack(rank, key))
     return _tuned(peer)
+
+
+def _user_of(peer: socket.socket) -> int:
+    """The user whose process is at the other end, as the kernel knows it."""
+    _, user, _ = _CREDENTIALS.unpack(
+        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(user)
 
 
 def _tuned(peer: socket.socket) -> socket.socket:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ import ray
 from fake_member import WAIT_S, FakeMember, member_info
 
 from expertmesh.actors.coordinator import (
+    LINGER_S,
     NAMESPACE,
+    CoordinatorFinder,
     actor_name,
     coordinator_address,
-    coordinator_finder,
-    find_coordinator,
     stop_coordinator,
 )
 from expertmesh.cluster.control import CoordinatorUnavailableError
@@ -41,6 +40,11 @@ def _config(name: str, checkpoint: Path) -> DeploymentConfig:
     )
 
 
+def _member(name: str, config: DeploymentConfig, linger_s: float = LINGER_S) -> FakeMember:
+    finder = CoordinatorFinder(config, linger_s)
+    return FakeMember(member_info(name), finder, finder.trust)
+
+
 def _pid(app_name: str) -> int:
     actor = ray.get_actor(actor_name(app_name), namespace=NAMESPACE)
     pid: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
@@ -61,7 +65,7 @@ def test_members_go_on_after_the_coordinator_was_killed(demo_checkpoint: Path) -
     config = _config("killed", demo_checkpoint)
 
     async def scenario() -> None:
-        members = [FakeMember(member_info(n), coordinator_finder(config)) for n in ("r0", "e0", "e1")]
+        members = [_member(n, config) for n in ("r0", "e0", "e1")]
         try:
             for m in members:
                 await m.client.start(m)
@@ -94,7 +98,7 @@ def test_without_a_dashboard_scaling_is_unavailable_and_says_why(demo_checkpoint
     config = _config("no-dashboard", demo_checkpoint)
 
     async def scenario() -> None:
-        gateway = FakeMember(member_info("g0"), coordinator_finder(config))
+        gateway = _member("g0", config)
         try:
             await gateway.client.start(gateway)
             await gateway.until(lambda: gateway.topologies != [])
@@ -112,7 +116,7 @@ def test_a_deserted_coordinator_ends_for_good(demo_checkpoint: Path) -> None:
     config = _config("deserted", demo_checkpoint)
 
     async def scenario() -> None:
-        gateway = FakeMember(member_info("g0"), partial(find_coordinator, config, linger_s=0.5))
+        gateway = _member("g0", config, linger_s=0.5)
         await gateway.client.start(gateway)
         await gateway.until(lambda: gateway.topologies != [])
         await gateway.client.close()

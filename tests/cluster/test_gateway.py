@@ -22,13 +22,13 @@ from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
+from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.configs.load import load_config
+from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
 from expertmesh.proto.v1 import internal_pb2 as internal
-from expertmesh.proto.v1 import internal_pb2_grpc as internal_rpc
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 START_S, QUIET_S = 120.0, 30.0
@@ -46,7 +46,7 @@ def free_port() -> int:
 class Deployment:
     """A running deployment and its clients."""
 
-    name: str
+    config: DeploymentConfig
     http_port: int
     grpc_port: int
 
@@ -76,8 +76,7 @@ class Deployment:
 
     def until_quiet(self) -> None:
         """Waits until no request is open at any gateway, as the coordinator is told."""
-        with grpc.insecure_channel(coordinator_address(self.name)) as channel:
-            coordinator = internal_rpc.CoordinatorStub(channel)
+        with coordinator_stub(self.config) as coordinator:
             deadline = time.monotonic() + QUIET_S
             while (state := coordinator.GetState(internal.GetStateRequest())).outstanding_requests:
                 assert time.monotonic() < deadline, f"{state.outstanding_requests} requests are still open"
@@ -98,7 +97,7 @@ def deployment() -> Iterator[Deployment]:
     )
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        running = Deployment(name, free_port(), free_port())
+        running = Deployment(config, free_port(), free_port())
         serve.start(
             http_options=HTTPOptions(host="127.0.0.1", port=running.http_port),
             grpc_options=gRPCOptions(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from expertmesh.cluster.member import FindCoordinator, MemberClient
+from expertmesh.cluster.trust.trust import UNGUARDED, Trust
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.proto.v1 import internal_pb2 as pb
 
@@ -31,9 +32,9 @@ def member_info(name: str) -> MemberInfo:
 class FakeMember:
     """Follows the protocol as a router or host does, without computing anything."""
 
-    def __init__(self, info: MemberInfo, find: FindCoordinator) -> None:
+    def __init__(self, info: MemberInfo, find: FindCoordinator, trust: Trust = UNGUARDED) -> None:
         self.info = info
-        self.client = MemberClient(info, find, heartbeat_s=0.05, probe_host="127.0.0.1")
+        self.client = MemberClient(info, find, heartbeat_s=0.05, probe_host="127.0.0.1", trust=trust)
         self.generations: list[Generation] = []
         self.live = 0
         self.abandoned: list[int] = []

@@ -21,14 +21,13 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from serve_clients import Clients
 
 from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import coordinator_address, stop_coordinator
+from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
 from expertmesh.proto.v1 import internal_pb2 as internal
-from expertmesh.proto.v1 import internal_pb2_grpc as internal_rpc
 
 START_S = 180.0
 SETTLE_S = 60.0
@@ -85,8 +84,7 @@ class Deployment:
         seen = ""
         while time.monotonic() < deadline_s:
             try:
-                with grpc.insecure_channel(coordinator_address(self.config.name)) as channel:
-                    stub = internal_rpc.CoordinatorStub(channel)
+                with coordinator_stub(self.config) as stub:
                     state = stub.GetState(internal.GetStateRequest(), timeout=10)
                 if state.state == "running":
                     return state

@@ -1,0 +1,1 @@
+"""How the processes of a deployment know each other: a shared secret, and TLS where it is configured."""
