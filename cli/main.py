@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 import expertmesh
-from expertmesh.cli import keys_commands
+from expertmesh.cli import chat_command, keys_commands
 from expertmesh.cli.api_key import read_key
 from expertmesh.cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, CliError
 from expertmesh.configs.load import ConfigError, load_config
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(chat_command.chat)
 app.add_typer(keys_commands.app)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from serve_cluster import Deployment, ServeCluster
-from steady_calls import SteadyCalls, check, make_calls
+from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
@@ -20,6 +20,7 @@ def scaled(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) 
     """1 router and 1 host that may become 2 each: six streams are too many for one, and one is not."""
     config = demo_config(
         "name=autoscaled",
+        COALESCING,
         "engine.deterministic=true",
         "experts.replicas=1",
         "autoscaling.enabled=true",

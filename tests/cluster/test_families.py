@@ -12,7 +12,7 @@ import pytest
 from parity_checks import check_answer
 from serve_clients import Answer, Call, random_prompt
 from serve_cluster import Deployment, ServeCluster
-from steady_calls import SteadyCalls
+from steady_calls import CHUNKS_PER_S, SteadyCalls
 from steady_calls import check as check_steady
 from tiny_checkpoints import VOCAB, Family, load_reference, reference_logits
 
@@ -20,6 +20,7 @@ from expertmesh.configs.schema import (
     DeploymentConfig,
     EngineConfig,
     ExpertsConfig,
+    GatewayConfig,
     ModelConfig,
     RouterConfig,
     SchedulerConfig,
@@ -75,7 +76,10 @@ def test_lost_and_added_processes_cost_no_stream_a_token(
 ) -> None:
     settings = config(f"steady-{family}", tiny_checkpoint(family), 2, 2)
     settings = settings.model_copy(
-        update={"engine": EngineConfig(kv_cache_tokens=8192, deterministic=True, tile_rows=8)}
+        update={
+            "engine": EngineConfig(kv_cache_tokens=8192, deterministic=True, tile_rows=8),
+            "gateway": GatewayConfig(stream_chunks_per_s=CHUNKS_PER_S),
+        }
     )
     calls = [
         Call(random_prompt(5 + 60 * i, VOCAB, seed=i), 70 + 10 * i, temperature=0.8 * (i % 2), seed=i)

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from serve_clients import Answer, Call
 from serve_cluster import Deployment, ServeCluster
-from steady_calls import SteadyCalls, check, make_calls
+from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
@@ -25,6 +25,7 @@ def live(
     """1 router and 2 hosts with a quarter of the slots redundant, in deterministic mode."""
     config = demo_config(
         "name=live",
+        COALESCING,
         f"model.path={own_checkpoint}",
         "engine.deterministic=true",
         "experts.redundant_slots=4",

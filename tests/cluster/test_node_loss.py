@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from serve_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG, Deployment, ServeCluster
-from steady_calls import SteadyCalls, check, make_calls
+from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
@@ -47,6 +47,7 @@ def spread(nodes: Cluster, demo_config: Callable[..., DeploymentConfig]) -> Iter
     """A router and a host on each node, in deterministic mode."""
     config = demo_config(
         "name=spread",
+        COALESCING,
         "router.replicas=2",
         "gateway.cpus=1",
         "router.cpus=1",

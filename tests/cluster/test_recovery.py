@@ -14,7 +14,7 @@ import grpc
 import pytest
 from serve_clients import Answer
 from serve_cluster import Deployment, ServeCluster, pid_of
-from steady_calls import SteadyCalls, check, make_calls
+from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
 from expertmesh.actors.coordinator import NAMESPACE, actor_name
 from expertmesh.configs.schema import DeploymentConfig
@@ -33,6 +33,7 @@ def faults(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) 
     """Two of each in deterministic mode; who is silent for 3 s is taken for frozen."""
     config = demo_config(
         "name=faults",
+        COALESCING,
         "gateway.replicas=2",
         f"router.replicas={N_ROUTERS}",
         f"experts.replicas={N_HOSTS}",
@@ -40,7 +41,6 @@ def faults(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) 
         "failure.heartbeat_s=0.5",
         "failure.deadline_s=3",
         "failure.report_s=2",
-        "failure.announce_s=1",
     )
     with cluster.deploy(config) as [deployment]:
         yield deployment

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from serve_clients import Answer, Call, random_prompt
 from serve_cluster import Deployment, ServeCluster
+from steady_calls import COALESCING
 from typer.testing import CliRunner
 
 from expertmesh.cli.main import app
@@ -47,7 +48,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, demo_config: Callable[..., D
 @pytest.fixture(scope="module")
 def deployment(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Deployment]:
     """2 routers and 2 hosts in deterministic mode."""
-    config = demo_config("name=reload", "engine.deterministic=true", "router.replicas=2")
+    config = demo_config("name=reload", COALESCING, "engine.deterministic=true", "router.replicas=2")
     with cluster.deploy(config) as [deployed]:
         yield deployed
 

@@ -10,6 +10,10 @@ from serve_cluster import Deployment
 
 VOCAB = 4096
 BEGUN_TOKENS = 3
+CHUNKS_PER_S = 60
+"""For a deployment under steady calls: every message costs Serve, the gateway and the client, who all take
+it from the cores on which the processes start that these tests wait for."""
+COALESCING = f"gateway.stream_chunks_per_s={CHUNKS_PER_S}"
 
 Expected = Sequence[Sequence[int]]
 """The tokens of every call when nothing is done."""
