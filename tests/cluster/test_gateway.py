@@ -2,117 +2,77 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
 import random
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 
 import grpc
 import openai
 import pytest
-import ray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from ray import serve
-from ray.serve.config import HTTPOptions, gRPCOptions
+from serve_cluster import Deployment, ServeCluster
 
-from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
-from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
-from expertmesh.configs.load import load_config
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
-from expertmesh.proto.v1 import internal_pb2 as internal
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-START_S, QUIET_S = 120.0, 30.0
 LONG_TOKENS = 1900
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class ForApplication(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Tells Serve's gRPC proxy in every call which application is meant."""
+
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+
+    def intercept_unary_unary(self, continuation, details, request):
+        return continuation(details._replace(metadata=self._metadata), request)
+
+    intercept_unary_stream = intercept_unary_unary
 
 
-@dataclass
-class Deployment:
+class Clients:
     """A running deployment and its clients."""
 
-    config: DeploymentConfig
-    http_port: int
-    grpc_port: int
+    def __init__(self, deployment: Deployment) -> None:
+        self._url = deployment.http_url
+        self.until_quiet = deployment.until_quiet
+        self.channel = grpc.insecure_channel(deployment.grpc_address)
+        to_application = grpc.intercept_channel(self.channel, ForApplication(deployment.metadata))
+        self.inference = rpc.InferenceStub(to_application)
+        self.cluster = rpc.ClusterStub(to_application)
+        self.health = health_pb2_grpc.HealthStub(to_application)
+        self.openai = openai.OpenAI(base_url=f"{self._url}/v1", api_key="none", max_retries=0, timeout=60)
 
-    def __post_init__(self) -> None:
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}")
-        self.inference = rpc.InferenceStub(self.channel)
-        self.cluster = rpc.ClusterStub(self.channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)
-        self.openai = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{self.http_port}/v1", api_key="none", max_retries=0, timeout=60
-        )
+    def close(self) -> None:
+        self.openai.close()
+        self.channel.close()
 
     def get(self, path: str) -> tuple[int, dict]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=60)
         try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read() or b"{}")
-        finally:
-            connection.close()
-
-    def until_healthy(self) -> None:
-        deadline = time.monotonic() + START_S
-        while self.get("/health")[0] != 200:
-            assert time.monotonic() < deadline, "no generation within START_S"
-            time.sleep(0.1)
-
-    def until_quiet(self) -> None:
-        """Waits until no request is open at any gateway, as the coordinator is told."""
-        with coordinator_stub(self.config) as coordinator:
-            deadline = time.monotonic() + QUIET_S
-            while (state := coordinator.GetState(internal.GetStateRequest())).outstanding_requests:
-                assert time.monotonic() < deadline, f"{state.outstanding_requests} requests are still open"
-                time.sleep(0.05)
+            with urllib.request.urlopen(self._url + path, timeout=60) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"{}")
 
 
 @pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    name = "gateway-test"
-    config = load_config(
-        DEMO,
-        [
-            f"name={name}",
-            "experts.replicas=0",
-            "limits.request_timeout_s=60",
-            "limits.max_queued_requests=64",
-        ],
+def deployment(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Clients]:
+    config = demo_config(
+        "name=gateway-test",
+        "experts.replicas=0",
+        "limits.request_timeout_s=60",
+        "limits.max_queued_requests=64",
     )
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        running = Deployment(config, free_port(), free_port())
-        serve.start(
-            http_options=HTTPOptions(host="127.0.0.1", port=running.http_port),
-            grpc_options=gRPCOptions(
-                port=running.grpc_port,
-                grpc_servicer_functions=list(SERVICER_FUNCTIONS),
-                enable_reflection=True,
-            ),
-        )
-        serve.run(build_app(config), name=name, route_prefix="/")
-        running.until_healthy()
-        yield running
-        serve.shutdown()
-        stop_coordinator(name)
-    finally:
-        ray.shutdown()
+    with cluster.deploy(config) as [running], contextlib.closing(Clients(running)) as clients:
+        yield clients
 
 
 def request(prompt: str = "The database", n_tokens: int = 8, **params) -> pb.GenerateRequest:

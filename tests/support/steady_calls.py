@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from serve_clients import Answer, Call, random_prompt
 from serve_cluster import Deployment
@@ -14,6 +17,8 @@ CHUNKS_PER_S = 60
 """For a deployment under steady calls: every message costs Serve, the gateway and the client, who all take
 it from the cores on which the processes start that these tests wait for."""
 COALESCING = f"gateway.stream_chunks_per_s={CHUNKS_PER_S}"
+NICENESS = 5
+"""Of processes under steady calls: they compute without a pause, and leave the cores to what starts."""
 
 Expected = Sequence[Sequence[int]]
 """The tokens of every call when nothing is done."""
@@ -53,6 +58,9 @@ class SteadyCalls:
         return asyncio.run(self._during(act))
 
     async def _during(self, act: Callable[[], None]) -> list[tuple[int, Answer]]:
+        topology = await asyncio.to_thread(self._deployment.topology)
+        for member in (*topology.routers, *topology.experts):
+            _be_nice(member.pid)
         enough, flowing = asyncio.Event(), asyncio.Event()
         flow = asyncio.create_task(self._flow(enough, flowing))
         begun = asyncio.create_task(flowing.wait())
@@ -88,6 +96,13 @@ class SteadyCalls:
 
             rounds = await asyncio.gather(*(client(i) for i in range(len(self._calls))))
         return [answer for answers in rounds for answer in answers]
+
+
+def _be_nice(pid: int) -> None:
+    """Raises the niceness of every thread of a process; those that they start inherit it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
 
 
 def check(answers: Sequence[tuple[int, Answer]], expected: Expected) -> None:
