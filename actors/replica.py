@@ -137,13 +137,14 @@ def row_format(spec: ModelSpec, dtype: torch.dtype) -> RowFormat:
     return RowFormat(spec.hidden_size, moe.gate.top_k, dtype)
 
 
-def rank_layout(generation: Generation) -> RankLayout:
+def rank_layout(generation: Generation, spec: ModelSpec) -> RankLayout:
     """The generation as the exchange sees it."""
     return RankLayout(
         generation=generation.number,
         n_routers=generation.n_routers,
         slots=generation.placement.layers,
         members=tuple(member_names(generation)),
+        n_draft_layers=spec.n_draft_moe_layers,
     )
 
 

@@ -210,13 +210,13 @@ class RouterModel:
         communicator = self._runtime.communicator(generation, abandoned)
         exchange = ShardedExchange(
             communicator,
-            rank_layout(generation),
+            rank_layout(generation, self.spec),
             row_format(self.spec, self._dtype),
             n_experts=self.spec.n_experts,
             n_moe_layers=self._n_moe_layers,
         )
         models = [ModelVersion(loaded.weights.version, loaded.runner, exchange) for loaded in versions]
-        return ShardedLink(communicator, exchange, models, self._n_moe_layers)
+        return ShardedLink(communicator, exchange, models)
 
     def _fused(self, loaded: LoadedVersion) -> ModelVersion:
         assert loaded.bank is not None

@@ -9,17 +9,35 @@ from expertmesh.engine.window_blocks import WindowTable
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """One token to be chosen: by its logits and by this alone."""
+
+    params: SamplingParams
+    index: int
+    """Of the new token in its sequence, prompt and output counted together."""
+    n_prompt: int
+    token_ids: tuple[int, ...] = ()
+    """With penalties: all tokens before it, prompt then output."""
+
+    @property
+    def n_output(self) -> int:
+        """Output tokens before it."""
+        return self.index - self.n_prompt
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """The part of one sequence that a step computes. Immutable, so that the step can run again."""
 
     key: RequestKey
     params: SamplingParams
     token_ids: tuple[int, ...]
-    """The chunk to compute: positions n_context .. n_context + len(token_ids) - 1."""
+    """The chunk to compute: positions n_context .. n_context + len(token_ids) - 1. The last `n_drafts` of
+    them are drafts."""
     n_context: int
     """Tokens already in the cache."""
     block_table: tuple[int, ...]
-    """Blocks for n_context + len(token_ids) tokens or more."""
+    """Blocks for n_context + len(token_ids) tokens or more, and for the positions of drafts to be made."""
     samples: bool
     """Whether the chunk reaches the sequence's end, so that a next token is drawn."""
     n_prompt: int
@@ -27,14 +45,36 @@ class ScheduledSequence:
     """With prompt_logprobs: for the chunk's first positions, the token that follows each (empty when
     nothing of the chunk is to be scored); target i is scored by the logits of position n_context + i."""
     penalty_token_ids: tuple[int, ...] = ()
-    """With penalties, and `samples`: all tokens of the sequence, prompt then output."""
+    """With penalties, and `samples`: all tokens of the sequence, prompt then output, drafts left out."""
     windows: tuple[WindowTable, ...] = ()
     """For each window of the cache's layout the blocks of the tokens that the chunk sees."""
+    n_drafts: int = 0
+    """Tokens of the chunk that the step verifies: each counts if it is the one that is drawn there."""
+    drafts_wanted: int = 0
+    """Drafts to make for the next step; more than one only if it is the most of the batch."""
+    next_token_id: int | None = None
+    """The token behind the chunk, where it is known without a draw."""
 
     @property
     def n_tokens(self) -> int:
         """Tokens that the step computes."""
         return len(self.token_ids)
+
+    @property
+    def n_known(self) -> int:
+        """Tokens of the chunk that are no drafts."""
+        return len(self.token_ids) - self.n_drafts
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """What is drawn if it `samples`: the next token, then one behind each draft."""
+        first = self.n_context + self.n_known
+        drafts = self.token_ids[self.n_known :]
+        before = self.penalty_token_ids
+        return tuple(
+            Draw(self.params, first + i, self.n_prompt, before + drafts[:i] if before else ())
+            for i in range(self.n_drafts + 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +90,18 @@ class StepBatch:
 
     @property
     def n_decode_tokens(self) -> int:
-        """Sequences of the batch that compute one token behind a non-empty context."""
-        return sum(1 for s in self.sequences if s.n_tokens == 1 and s.n_context > 0)
+        """Tokens of those that wait for their next token, drafts included."""
+        return sum(s.n_tokens for s in self.sequences if s.n_known == 1 and s.n_context > 0)
+
+    @property
+    def n_draft_passes(self) -> int:
+        """Passes of the drafter behind its first, which every step has that has a drafter."""
+        return max((s.drafts_wanted - 1 for s in self.sequences if s.drafts_wanted), default=0)
+
+    @property
+    def n_draft_rows(self) -> int:
+        """Tokens that each of them computes."""
+        return sum(s.drafts_wanted > 1 for s in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +118,12 @@ class SampledToken:
 class SequenceResult:
     """One sequence's outcome of a step, in the order of `StepBatch.sequences`."""
 
-    sampled: SampledToken | None = None
+    sampled: tuple[SampledToken, ...] = ()
+    """The drafts that are accepted, then the token behind them."""
     prompt_scored: tuple[SampledToken, ...] = ()
     """One entry for each of `prompt_targets`."""
+    drafts: tuple[int, ...] = ()
+    """Of the tokens behind `sampled`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +136,8 @@ class StepResult:
 def logit_rows(batch: StepBatch) -> list[int]:
     """Rows of the step's flattened tokens whose logits are needed.
 
-    For each sequence, in the batch's order: the rows that score its prompt, then the row that its
-    next token is drawn from.
+    For each sequence, in the batch's order: the rows that score its prompt, then those that its next
+    tokens are drawn from.
     """
     rows: list[int] = []
     start = 0
@@ -92,5 +145,5 @@ def logit_rows(batch: StepBatch) -> list[int]:
         rows.extend(range(start, start + len(sequence.prompt_targets)))
         start += sequence.n_tokens
         if sequence.samples:
-            rows.append(start - 1)
+            rows.extend(range(start - 1 - sequence.n_drafts, start))
     return rows

@@ -61,25 +61,28 @@ class _Rows:
     """Totals by MoE layer and key, and what the step in progress will add to them."""
 
     def __init__(self, n_moe_layers: int, n_keys: int, device: torch.device) -> None:
-        self._totals = torch.zeros(n_moe_layers, n_keys, dtype=torch.int64, device=device)
-        self._one = torch.ones(1, 1, dtype=torch.int64, device=device)
-        self._noted: list[Tensor] = []
+        self._n_keys = n_keys
+        self._totals = torch.zeros(n_moe_layers * n_keys, dtype=torch.int64, device=device)
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
+        self._noted: list[tuple[int, Tensor]] = []
 
     def note(self, moe_layer: int, keys_TK: Tensor) -> None:
-        assert moe_layer == len(self._noted), "every layer is dispatched once a step, in order"
-        self._noted.append(keys_TK)
+        self._noted.append((moe_layer, keys_TK))
 
     def drop(self) -> None:
         self._noted = []
 
     def commit(self) -> None:
         if self._noted:
-            keys = torch.stack(self._noted).flatten(1)
-            self._totals.scatter_add_(1, keys, self._one.expand_as(keys))
+            firsts = torch.tensor([layer * self._n_keys for layer, _ in self._noted])
+            sizes = torch.tensor([keys_TK.numel() for _, keys_TK in self._noted])
+            offsets = torch.repeat_interleave(firsts, sizes).to(self._totals.device)
+            keys = torch.cat([keys_TK.reshape(-1) for _, keys_TK in self._noted]) + offsets
+            self._totals.scatter_add_(0, keys, self._one.expand_as(keys))
             self._noted = []
 
     def totals(self) -> list[int]:
-        counts: list[int] = self._totals.view(-1).tolist()
+        counts: list[int] = self._totals.tolist()
         return counts
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from expertmesh.engine.batch import StepBatch, StepResult
+from expertmesh.engine.draft_control import DraftControl
 from expertmesh.engine.errors import EngineStoppedError
 from expertmesh.engine.exchange.header import StepAgreement
 from expertmesh.engine.request import Request, RequestKey, RouterLoad, SequenceNews
@@ -45,6 +46,7 @@ class RouterEngine:
         counter: RoutingCounter,
         timer: PartTimer,
         sink: Sink,
+        drafts: DraftControl | None = None,
     ) -> None:
         self._queues = queues
         self._follower = follower
@@ -52,6 +54,9 @@ class RouterEngine:
         self._counter = counter
         self._timer = timer
         self._sink = sink
+        self._drafts = drafts or DraftControl(0)
+        self._n_drafts = 0
+        """That the scheduled step makes for each sequence."""
         self._inbox: deque[Request | RequestKey] = deque()
         self._batch: tuple[int, StepBatch] | None = None
         """Scheduled and not committed, with the version of its weights."""
@@ -130,15 +135,12 @@ class RouterEngine:
         model = link.versions[link.turn]
         batch = self._scheduled(model.version)
         self._timer.mark("schedule")
-        agreement = link.agree(
-            batch.n_tokens, batch.n_decode_tokens, self._queues.wanted, self._follower.successor
-        )
+        agreement = link.agree(batch, self._queues.wanted, self._follower.successor)
         self._timer.mark("wait")
         result = None
         if batch.n_tokens:
             result = model.runner.run(batch, self._counter.watch(model.exchange))
-        elif agreement.n_tokens:
-            link.idle_step()
+        link.finish_step()
         if batch.n_tokens:
             self._batch = None
         if agreement.n_tokens:
@@ -158,7 +160,8 @@ class RouterEngine:
             of_version, batch = self._batch
             return batch if of_version == version else StepBatch()
         self._take_inbox()
-        batch = self._queues.schedule(version, self._chunk_tokens())
+        self._n_drafts = self._drafts.drafts(self._queues.of(version).n_running)
+        batch = self._queues.schedule(version, self._chunk_tokens(), self._n_drafts)
         self._emit(self._queues.take_news())
         if batch.n_tokens:
             self._batch = version, batch
@@ -176,6 +179,8 @@ class RouterEngine:
             self._timer.mark("commit")
         step_ms = self._timer.commit(decode=bool(batch.n_tokens) and prefill_tokens == 0)
         self._budget.observe(step_ms, prefill_tokens)
+        if result is not None:
+            self._drafts.observe(batch, result, self._n_drafts, step_ms)
 
     def _emit(self, news: Sequence[SequenceNews]) -> None:
         if news:

@@ -20,10 +20,8 @@ class ExpertLoop:
         self,
         *,
         follower: GenerationFollower[HostLink],
-        n_moe_layers: int,
         timer: PartTimer,
     ) -> None:
-        self._n_moe_layers = n_moe_layers
         self._timer = timer
         self._rows = 0
         self._follower = follower
@@ -53,9 +51,7 @@ class ExpertLoop:
         self._timer.mark("wait")
         if agreement.parks:
             return agreement
-        if agreement.n_tokens:
-            rows = sum(link.exchange.serve_layer(layer) for layer in range(self._n_moe_layers))
-            self._rows += rows
+        self._rows += sum(map(link.exchange.serve, link.exchange.due))
         decode = all(h.tokens == h.decode_tokens for h in agreement.headers)
         self._timer.commit(decode=decode and agreement.n_tokens > 0)
         return agreement

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from expertmesh.engine.batch import StepBatch
 from expertmesh.engine.errors import GenerationLostError
 from expertmesh.engine.exchange.communicator import Communicator
 from expertmesh.engine.exchange.header import StepAgreement, StepHeader
@@ -25,6 +26,9 @@ class ModelVersion:
     runner: Runner
     exchange: MoeExchange
     """Carries the tokens of the agreed step."""
+
+
+NO_WORK = StepBatch()
 
 
 class StepLink(Protocol):
@@ -50,13 +54,13 @@ class StepLink(Protocol):
         """Which of the versions the coming step computes with."""
         ...
 
-    def agree(self, tokens: int, decode_tokens: int, wanted: int, successor: int) -> StepAgreement:
+    def agree(self, batch: StepBatch, wanted: int, successor: int) -> StepAgreement:
         """Tells all ranks what this one will do in the coming step, which versions it has work for (one bit
         each) and which generation it is ready to go over to (0: none), and hears the same of them."""
         ...
 
-    def idle_step(self) -> None:
-        """Takes part in the agreed step without tokens."""
+    def finish_step(self) -> None:
+        """Takes part without tokens in what others have agreed on beyond this router's own batch."""
         ...
 
 
@@ -70,18 +74,14 @@ class Agreement:
         self.turn = n_versions - 1
         """The version of the weights of the coming step, as an index; the same on all ranks."""
 
-    def next(
-        self, *, tokens: int = 0, decode_tokens: int = 0, wanted: int = 0, successor: int
-    ) -> StepAgreement:
+    def next(self, batch: StepBatch = NO_WORK, *, wanted: int = 0, successor: int) -> StepAgreement:
         """The headers of the coming step.
 
         Raises:
             GenerationLostError: a rank is at another step, or the collective failed.
         """
         number = self._communicator.generation
-        own = StepHeader(
-            number, self._step, tokens, decode_tokens, drafts=0, successor=successor, wanted=wanted
-        )
+        own = _header(number, self._step, batch, successor, wanted)
         rows = self._communicator.all_gather(own.encode())
         agreement = StepAgreement(tuple(StepHeader.decode(row) for row in rows))
         mismatch = agreement.mismatch(own)
@@ -90,6 +90,19 @@ class Agreement:
         self._step += 1
         self.turn = agreement.next_turn(self.turn, self._n_versions)
         return agreement
+
+
+def _header(number: int, step: int, batch: StepBatch, successor: int, wanted: int) -> StepHeader:
+    return StepHeader(
+        number,
+        step,
+        tokens=batch.n_tokens,
+        decode_tokens=batch.n_decode_tokens,
+        draft_passes=batch.n_draft_passes,
+        draft_tokens=batch.n_draft_rows,
+        successor=successor,
+        wanted=wanted,
+    )
 
 
 class FusedLink:
@@ -102,15 +115,15 @@ class FusedLink:
         self.versions = tuple(versions)
         self.turn = len(versions) - 1
 
-    def agree(self, tokens: int, decode_tokens: int, wanted: int, successor: int) -> StepAgreement:
+    def agree(self, batch: StepBatch, wanted: int, successor: int) -> StepAgreement:
         """With nobody else there, the own header is the agreement."""
-        own = StepHeader(self.number, 0, tokens, decode_tokens, successor=successor, wanted=wanted)
+        own = _header(self.number, 0, batch, successor, wanted)
         agreement = StepAgreement((own,))
         self.turn = agreement.next_turn(self.turn, len(self.versions))
         return agreement
 
-    def idle_step(self) -> None:
-        """Never called: without tokens the fused router parks."""
+    def finish_step(self) -> None:
+        """There are no others."""
 
 
 class ShardedLink:
@@ -121,13 +134,11 @@ class ShardedLink:
         communicator: Communicator,
         exchange: ShardedExchange,
         versions: Sequence[ModelVersion],
-        n_moe_layers: int,
     ) -> None:
         self.number = communicator.generation
         self.communicator = communicator
         self.versions = tuple(versions)
         self._exchange = exchange
-        self._n_moe_layers = n_moe_layers
         self._agreement = Agreement(communicator, len(versions))
 
     @property
@@ -135,17 +146,15 @@ class ShardedLink:
         """Which of the versions the coming step computes with."""
         return self._agreement.turn
 
-    def agree(self, tokens: int, decode_tokens: int, wanted: int, successor: int) -> StepAgreement:
+    def agree(self, batch: StepBatch, wanted: int, successor: int) -> StepAgreement:
         """The headers of all ranks; the exchange takes its sizes from them."""
-        agreement = self._agreement.next(
-            tokens=tokens, decode_tokens=decode_tokens, wanted=wanted, successor=successor
-        )
+        agreement = self._agreement.next(batch, wanted=wanted, successor=successor)
         self._exchange.begin(agreement)
         return agreement
 
-    def idle_step(self) -> None:
-        """Enters every collective of the step with nothing to send."""
-        self._exchange.idle_step(self._n_moe_layers)
+    def finish_step(self) -> None:
+        """Enters every collective that is left with nothing to send."""
+        self._exchange.finish()
 
 
 class HostLink:

@@ -56,14 +56,14 @@ class VersionQueues:
         """The scheduler of a version that is held."""
         return self._schedulers[version]
 
-    def schedule(self, version: int, max_prefill_tokens: int | None) -> StepBatch:
+    def schedule(self, version: int, max_prefill_tokens: int | None, drafts: int = 0) -> StepBatch:
         """Decides the next step of a version. While requests of older weights wait to be admitted, new ones
         are not, or the old ones would never be done."""
         others = [(v, scheduler) for v, scheduler in self._schedulers.items() if v != version]
         max_running = self._max_running - sum(scheduler.n_running for _, scheduler in others)
         if any(scheduler.n_waiting for v, scheduler in others if v < version):
             max_running = 0
-        return self._schedulers[version].schedule(max_prefill_tokens, max_running)
+        return self._schedulers[version].schedule(max_prefill_tokens, max_running, drafts)
 
     # ------------------------------------------------------------------ requests
 

@@ -100,6 +100,10 @@ class SequenceNews:
     error: str = ""
     cause: Cause = ""
     """Of the error."""
+    draft_tokens: int = 0
+    """Drafts that the step verified."""
+    accepted_tokens: int = 0
+    """How many of them stand among `token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class Sequence:
     n_computed: int = 0
     """Tokens whose keys and values stand in the cache."""
     block_table: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
+    """Of the tokens behind the last, to be verified in the next step."""
     n_prompt_scored: int = 1
     """Prompt positions below this have had their prompt_logprobs delivered."""
 

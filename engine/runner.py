@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from expertmesh.engine.batch import StepBatch, StepResult
+from expertmesh.engine.drafting import Drafting
 from expertmesh.engine.sampler import Sampler
 from expertmesh.kernels.mode import ComputeMode
 from expertmesh.kernels.pages import Pages
 from expertmesh.models.cache import CacheSize, PagedCache
 from expertmesh.models.decoder import Decoder
 from expertmesh.models.interface import ForwardBatch, MoeExchange, WindowPages
+from expertmesh.models.parts.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,25 @@ class Runner:
 
     def run(self, batch: StepBatch, exchange: MoeExchange) -> StepResult:
         """One step; may raise `GenerationLostError` out of the exchange."""
-        forward = to_tensors(batch, self.cache.size, self.mode.tile_rows or 1, self.device)
+        forward = self._tensors(batch)
         self.mark("prepare")
-        hidden_TD = self.decoder.forward(forward, self.cache, exchange, self.mark)
+        step = Step(forward, self.cache, exchange, self.mark)
+        hidden = self.decoder.run(step)
 
         def logits_of(rows: list[int]) -> Tensor:
             rows_N = torch.tensor(rows, dtype=torch.int64, device=self.device)
-            logits_NV = self.decoder.logits(hidden_TD[rows_N])
+            logits_NV = self.decoder.logits(hidden.final_TD[rows_N])
             self.mark("head")
             return logits_NV
 
         result = self.sampler(batch, logits_of)
         self.mark("sample")
-        return result
+        if self.decoder.spec.drafter is None:
+            return result
+        return Drafting(self.decoder, self.sampler, self._tensors)(batch, result, hidden, step)
+
+    def _tensors(self, batch: StepBatch) -> ForwardBatch:
+        return to_tensors(batch, self.cache.size, self.mode.tile_rows or 1, self.device)
 
 
 def to_tensors(batch: StepBatch, size: CacheSize, row_multiple: int, device: torch.device) -> ForwardBatch:

@@ -6,11 +6,12 @@ Shape suffixes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
 
-from expertmesh.engine.batch import SampledToken, SequenceResult, StepBatch, StepResult
+from expertmesh.engine.batch import Draw, SampledToken, SequenceResult, StepBatch, StepResult
 from expertmesh.engine.sampling.choice import choose
 from expertmesh.engine.sampling.penalties import penalise
 from expertmesh.engine.sampling.scores import score
@@ -38,7 +39,7 @@ class Sampler:
         sampled = self._sample(batch, logits_of)
         scored = self._score_prompts(batch, logits_of)
         return StepResult(
-            tuple(SequenceResult(sampled.get(i), scored.get(i, ())) for i in range(len(batch.sequences)))
+            tuple(SequenceResult(sampled.get(i, ()), scored.get(i, ())) for i in range(len(batch.sequences)))
         )
 
     def _logits(self, logits_of: Callable[[list[int]], Tensor], rows: list[int]) -> Tensor:
@@ -50,33 +51,47 @@ class Sampler:
             )
         return logits_NV
 
+    def draw(self, logits_NV: Tensor, draws: Seq[Draw]) -> list[int]:
+        """The token of each row."""
+        token_ids: list[int] = choose(forbid_stops(penalise(logits_NV, draws), draws), draws).tolist()
+        return token_ids
+
     def _sample(
         self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]
-    ) -> dict[int, SampledToken]:
-        """The next token of each sequence that draws one, by its index in the batch."""
-        indices, rows, end = [], [], 0
+    ) -> dict[int, tuple[SampledToken, ...]]:
+        """The next tokens of each sequence that draws any, by its index in the batch."""
+        draws: dict[int, tuple[Draw, ...]] = {}
+        rows: list[int] = []
+        end = 0
         for index, sequence in enumerate(batch.sequences):
             end += sequence.n_tokens
             if sequence.samples:
-                indices.append(index)
-                rows.append(end - 1)
+                draws[index] = sequence.draws
+                rows.extend(range(end - 1 - sequence.n_drafts, end))
         if not rows:
             return {}
-        sequences = [batch.sequences[i] for i in indices]
         logits_NV = self._logits(logits_of, rows)
-        adjusted_NV = forbid_stops(penalise(logits_NV, sequences), sequences)
-        token_ids: list[int] = choose(adjusted_NV, sequences).tolist()
-        tokens = [SampledToken(token_id) for token_id in token_ids]
-        asked = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+        drawn = self.draw(logits_NV, [draw for of_sequence in draws.values() for draw in of_sequence])
+        tokens: dict[int, list[SampledToken]] = {}
+        asked: list[tuple[int, int, int]] = []
+        """(sequence, place among its tokens, row)"""
+        at = 0
+        for index, of_sequence in draws.items():
+            sequence = batch.sequences[index]
+            accepted = accept(sequence.token_ids[sequence.n_known :], drawn[at : at + len(of_sequence)])
+            tokens[index] = [SampledToken(token_id) for token_id in accepted]
+            if sequence.params.logprobs is not None:
+                asked.extend((index, place, at + place) for place in range(len(accepted)))
+            at += len(of_sequence)
         if asked:
-            if len(asked) < len(rows):
-                logits_NV = logits_NV[torch.tensor(asked, device=self._device)]
-            counts = [sequences[i].params.logprobs or 0 for i in asked]
-            for i, token in zip(
-                asked, score(logits_NV, [token_ids[i] for i in asked], counts), strict=True
-            ):
-                tokens[i] = token
-        return dict(zip(indices, tokens, strict=True))
+            asked_rows = [row for _, _, row in asked]
+            if len(asked_rows) < len(rows):
+                logits_NV = logits_NV[torch.tensor(asked_rows, device=self._device)]
+            counts = [batch.sequences[index].params.logprobs or 0 for index, _, _ in asked]
+            scores = score(logits_NV, [drawn[row] for row in asked_rows], counts)
+            for (index, place, _), token in zip(asked, scores, strict=True):
+                tokens[index][place] = token
+        return {index: tuple(of_sequence) for index, of_sequence in tokens.items()}
 
     def _score_prompts(
         self, batch: StepBatch, logits_of: Callable[[list[int]], Tensor]
@@ -106,3 +121,12 @@ class Sampler:
                 scored[index] = tuple(scores[at : at + n])
                 at += n
         return scored
+
+
+def accept(drafts: Seq[int], drawn: Seq[int]) -> Seq[int]:
+    """The tokens that a verification brings: the drafts as far as they are what was drawn in their places,
+    and the token that was drawn behind them."""
+    n_accepted = 0
+    while n_accepted < len(drafts) and drafts[n_accepted] == drawn[n_accepted]:
+        n_accepted += 1
+    return drawn[: n_accepted + 1]

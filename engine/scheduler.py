@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from expertmesh.engine.batch import ScheduledSequence, SequenceResult, StepBatch, StepResult
+from expertmesh.engine.batch import ScheduledSequence, StepBatch, StepResult
 from expertmesh.engine.block_manager import BlockManager
-from expertmesh.engine.news import end_news, logprob_row
+from expertmesh.engine.draft_room import DraftPlan, plan_drafts
+from expertmesh.engine.news import end_news
+from expertmesh.engine.outcome import Limits, StepOrderError, check_fits, take_outcome
 from expertmesh.engine.request import (
     Cause,
     FinishReason,
@@ -26,10 +28,6 @@ from expertmesh.engine.window_blocks import WindowBlocks
 
 class DuplicateRequestError(ValueError):
     """A request was added whose key is queued or running already."""
-
-
-class StepOrderError(RuntimeError):
-    """schedule, run and commit were not called in turn, or the result is not the batch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Scheduler:
         self._windows = windows or WindowBlocks((), 1, max_running=0, max_step_tokens=0)
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
-        self._max_context_tokens = max_context_tokens
+        self._limits = Limits(max_context_tokens)
         self._waiting: OrderedDict[RequestKey, Sequence] = OrderedDict()
         self._running: list[Sequence] = []
         self._sequences: dict[RequestKey, Sequence] = {}
@@ -74,6 +72,10 @@ class Scheduler:
         self._waiting_tokens = 0
         self.n_preemptions = 0
         """Sequences that gave their blocks back, since the start."""
+        self.n_drafts = 0
+        """Drafts that were verified, since the start."""
+        self.n_accepted = 0
+        """Those that were accepted."""
 
     # ------------------------------------------------------------------ requests
 
@@ -93,7 +95,7 @@ class Scheduler:
             sequence.n_prompt_scored = max(1, sequence.n_prompt)
         if refusal := self._refusal(sequence):
             self._news.append(end_news(sequence, "error", refusal, "does_not_fit"))
-        elif not self._draws(sequence) and sequence.n_prompt_scored >= sequence.n_prompt:
+        elif not self._limits.draws(sequence) and sequence.n_prompt_scored >= sequence.n_prompt:
             self._news.append(end_news(sequence, "length"))
         else:
             self._sequences[request.key] = sequence
@@ -171,26 +173,28 @@ class Scheduler:
 
     # ------------------------------------------------------------------ a step
 
-    def schedule(self, max_prefill_tokens: int | None = None, max_running: int | None = None) -> StepBatch:
+    def schedule(
+        self, max_prefill_tokens: int | None = None, max_running: int | None = None, drafts: int = 0
+    ) -> StepBatch:
         """Decides the next step and takes its blocks; an empty batch needs no commit.
 
         `max_prefill_tokens` bounds the prompt tokens of this step; nobody leaves the queue while
-        `max_running` sequences run. Raises StepOrderError while a
-        batch has not been committed.
+        `max_running` sequences run; `drafts` are made for each sequence that gets a token. Raises
+        StepOrderError while a batch has not been committed.
         """
         if self._in_flight is not None:
             raise StepOrderError("the step in flight must be committed before the next one is scheduled")
         self._apply_endings()
         n_preempted = self.n_preemptions
-        scheduled = self._schedule_decodes()
-        budget = self._max_step_tokens - len(scheduled)
+        scheduled = self._schedule_decodes(drafts)
+        budget = self._max_step_tokens - sum(s.n_tokens for s in scheduled)
         if max_prefill_tokens is not None:
             budget = min(budget, max_prefill_tokens)
         for sequence in self._running[len(scheduled) :]:
             if budget <= 0:
                 break
             n_tokens = min(sequence.n_pending, budget)
-            scheduled.append(self._scheduled(sequence, n_tokens))
+            scheduled.append(self._scheduled(sequence, n_tokens, drafts))
             budget -= n_tokens
         # Blocks that were just taken from a running sequence go to those that run on.
         most_running = self._max_running if max_running is None else min(max_running, self._max_running)
@@ -198,7 +202,7 @@ class Scheduler:
             while budget > 0 and len(self._running) < most_running and self._admit():
                 sequence = self._running[-1]
                 n_tokens = min(sequence.n_pending, budget)
-                scheduled.append(self._scheduled(sequence, n_tokens))
+                scheduled.append(self._scheduled(sequence, n_tokens, drafts))
                 budget -= n_tokens
         batch = StepBatch(tuple(scheduled))
         if scheduled:
@@ -214,15 +218,24 @@ class Scheduler:
         if batch.sequences:
             if batch is not self._in_flight:
                 raise StepOrderError("only the batch that schedule gave last is committed, and once")
-            _check_fits(batch, result)
+            check_fits(batch, result)
             self._in_flight = None
         news = self.take_news()
         n_finished = 0
         for scheduled, outcome in zip(batch.sequences, result.results, strict=True):
-            item = self._commit_one(self._sequences[scheduled.key], scheduled, outcome)
+            sequence = self._sequences[scheduled.key]
+            item = take_outcome(sequence, scheduled, outcome, self._limits)
             if item is not None:
                 news.append(item)
-                n_finished += item.finish_reason is not None
+                self.n_drafts += item.draft_tokens
+                self.n_accepted += item.accepted_tokens
+            if item is not None and item.finish_reason is not None:
+                n_finished += 1
+                self._free_blocks(sequence)
+                del self._sequences[sequence.key]
+                self._endings.pop(sequence.key, None)
+            else:
+                self._windows.trim(sequence.key, sequence.n_computed)
         if n_finished:
             self._running = [s for s in self._running if s.key in self._sequences]
         return news
@@ -248,15 +261,20 @@ class Scheduler:
         self._blocks.free(sequence.block_table)
         self._windows.release(sequence.key)
 
-    def _schedule_decodes(self) -> list[ScheduledSequence]:
+    def _schedule_decodes(self, drafts: int) -> list[ScheduledSequence]:
         """Takes every decode in, in order; the latest arrivals give way when blocks run out."""
-        scheduled: list[ScheduledSequence] = []
-        while len(scheduled) < len(self._running):
-            sequence = self._running[len(scheduled)]
+        n_decodes = 0
+        while n_decodes < len(self._running):
+            sequence = self._running[n_decodes]
             if not _is_decode(sequence):
                 break
-            if self._grow(sequence):
-                scheduled.append(self._scheduled(sequence, 1))
+            n_decodes += self._grow(sequence)
+        scheduled: list[ScheduledSequence] = []
+        spare_rows = self._max_step_tokens - n_decodes
+        # Drafts get what is left once all have the block of their next token.
+        for sequence in self._running[:n_decodes]:
+            scheduled.append(self._scheduled(sequence, 1, drafts, spare_rows))
+            spare_rows -= scheduled[-1].n_drafts
         return scheduled
 
     def _grow(self, sequence: Sequence) -> bool:
@@ -281,6 +299,7 @@ class Scheduler:
         self._free_blocks(sequence)
         sequence.block_table = ()
         sequence.n_computed = 0
+        sequence.drafts = ()
         self._waiting[sequence.key] = sequence
         self._waiting.move_to_end(sequence.key, last=False)
         self._waiting_tokens += sequence.n_pending
@@ -300,30 +319,33 @@ class Scheduler:
         self._running.append(sequence)
         return True
 
-    def _scheduled(self, sequence: Sequence, n_tokens: int) -> ScheduledSequence:
+    def _scheduled(
+        self, sequence: Sequence, n_tokens: int, drafts: int, spare_rows: int = 0
+    ) -> ScheduledSequence:
         params = sequence.params
         start = sequence.n_computed
         end = start + n_tokens
+        samples = end == len(sequence.token_ids) and self._limits.draws(sequence)
+        plan = DraftPlan(end=end)
+        if samples and (drafts or sequence.drafts):
+            plan = plan_drafts(
+                sequence, self._blocks, self._limits, most=drafts, spare_rows=spare_rows
+            )
         table = sequence.block_table
-        samples = end == len(sequence.token_ids) and self._draws(sequence)
         return ScheduledSequence(
             key=sequence.key,
             params=params,
-            token_ids=tuple(sequence.token_ids[start:end]),
+            token_ids=(*sequence.token_ids[start:end], *plan.verified),
             n_context=start,
             block_table=table if samples else table[: self._blocks.blocks_for(end)],
             samples=samples,
             n_prompt=sequence.n_prompt,
             prompt_targets=_prompt_targets(sequence, start, end),
             penalty_token_ids=tuple(sequence.token_ids) if samples and params.penalised else (),
-            windows=self._windows.cover(sequence.key, end),
-        )
-
-    def _draws(self, sequence: Sequence) -> bool:
-        """Whether another token belongs to the answer."""
-        return (
-            sequence.n_output < sequence.params.max_tokens
-            and len(sequence.token_ids) < self._max_context_tokens
+            windows=self._windows.cover(sequence.key, plan.end),
+            n_drafts=len(plan.verified),
+            drafts_wanted=plan.wanted,
+            next_token_id=None if end == len(sequence.token_ids) else sequence.token_ids[end],
         )
 
     def _refusal(self, sequence: Sequence) -> str:
@@ -331,10 +353,10 @@ class Scheduler:
         n_tokens = len(sequence.token_ids)
         if not sequence.n_prompt:
             return "the prompt is empty; send at least one token"
-        if n_tokens > self._max_context_tokens:
+        if n_tokens > self._limits.max_context_tokens:
             return (
                 f"{n_tokens} tokens of prompt and answer exceed the context of "
-                f"{self._max_context_tokens} tokens; shorten the prompt"
+                f"{self._limits.max_context_tokens} tokens; shorten the prompt"
             )
         if n_tokens > self._blocks.capacity_tokens:
             return (
@@ -343,51 +365,6 @@ class Scheduler:
                 "or shorten the request"
             )
         return ""
-
-    # ------------------------------------------------------------------ parts of commit
-
-    def _commit_one(
-        self, sequence: Sequence, scheduled: ScheduledSequence, outcome: SequenceResult
-    ) -> SequenceNews | None:
-        """Takes one sequence's outcome in; None when there is nothing to tell."""
-        sequence.n_computed += len(scheduled.token_ids)
-        self._windows.trim(sequence.key, sequence.n_computed)
-        index = sequence.n_output
-        finish: FinishReason | None = None
-        prompt_index, prompt_scored = 0, outcome.prompt_scored
-        if prompt_scored:
-            # A recomputed prompt brings scores again that were delivered.
-            first = scheduled.n_context + 1
-            prompt_scored = prompt_scored[max(0, sequence.n_prompt_scored - first) :]
-            prompt_index = max(first, sequence.n_prompt_scored)
-            sequence.n_prompt_scored = prompt_index + len(prompt_scored)
-        sampled = outcome.sampled
-        stopped = False
-        if sampled is not None:
-            sequence.token_ids.append(sampled.token_id)
-            stopped = sampled.token_id in sequence.params.stop_token_ids
-            if stopped:
-                finish = "stop"
-            elif not self._draws(sequence):
-                finish = "length"
-        elif sequence.n_pending == 0:
-            finish = "length"
-        elif not prompt_scored:
-            return None
-        if finish is not None:
-            self._free_blocks(sequence)
-            del self._sequences[sequence.key]
-            self._endings.pop(sequence.key, None)
-        return SequenceNews(
-            key=sequence.key,
-            index=index,
-            token_ids=(sampled.token_id,) if sampled is not None else (),
-            logprobs=(logprob_row(sampled),) if sampled is not None and sampled.logprobs else (),
-            prompt_index=prompt_index,
-            prompt_logprobs=tuple(map(logprob_row, prompt_scored)),
-            finish_reason=finish,
-            stop_token_id=sampled.token_id if sampled is not None and stopped else None,
-        )
 
 
 def _is_decode(sequence: Sequence) -> bool:
@@ -400,17 +377,3 @@ def _prompt_targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]
     if last < sequence.n_prompt_scored or last <= start:
         return ()
     return tuple(sequence.token_ids[start + 1 : last + 1])
-
-
-def _check_fits(batch: StepBatch, result: StepResult) -> None:
-    if len(result.results) != len(batch.sequences):
-        raise StepOrderError(
-            f"the step has {len(batch.sequences)} sequences and its result {len(result.results)}"
-        )
-    for scheduled, outcome in zip(batch.sequences, result.results, strict=True):
-        if (outcome.sampled is not None) != scheduled.samples or len(outcome.prompt_scored) != len(
-            scheduled.prompt_targets
-        ):
-            raise StepOrderError(
-                f"the result for request {scheduled.key.request_id!r} does not hold what its step asked for"
-            )

@@ -24,14 +24,21 @@ class WindowBlocks:
     """The free lists of all windows of one router's cache, and who holds what."""
 
     def __init__(
-        self, windows: tuple[int, ...], block_tokens: int, *, max_running: int, max_step_tokens: int
+        self,
+        windows: tuple[int, ...],
+        block_tokens: int,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+        max_drafts: int = 0,
     ) -> None:
         self.block_tokens = block_tokens
         self._windows = windows
         # Between steps a sequence holds window - 1 tokens, which may begin and end within blocks; a step
-        # adds its own tokens.
+        # adds its own tokens. Drafts lie behind both: those that a step verified and rejected, and those
+        # that it made.
         self.n_blocks = tuple(
-            max_running * ((window - 1) // block_tokens + 3) + max_step_tokens // block_tokens
+            max_running * ((window - 1 + 2 * max_drafts) // block_tokens + 3) + max_step_tokens // block_tokens
             for window in windows
         )
         """Of each window."""

@@ -20,8 +20,11 @@ class StepHeader:
     """Rows that this router will dispatch in every MoE layer; 0 on expert hosts."""
     decode_tokens: int = 0
     """Sequences of this router that wait for their next token."""
-    drafts: int = 0
-    """Further passes wanted after this one (speculation)."""
+    draft_passes: int = 0
+    """Passes of the drafter that this router wants behind its first, which follows every step of a model
+    that has a drafter."""
+    draft_tokens: int = 0
+    """Rows that this router will dispatch in each of them."""
     successor: int = 0
     """The generation that this rank is ready to go over to; 0 is none."""
     wanted: int = 0
@@ -43,6 +46,15 @@ class StepHeader:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerExchange:
+    """One MoE layer of a step, as all ranks know it beforehand."""
+
+    moe_layer: int
+    tokens: tuple[int, ...]
+    """Rows that each rank dispatches."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepAgreement:
     """What all ranks know alike once the headers are there: derived, never sent."""
 
@@ -61,13 +73,29 @@ class StepAgreement:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Rows that each rank dispatches in every MoE layer."""
+        """Rows that each rank dispatches in every MoE layer of the model, and in the drafter's first pass."""
         return tuple(h.tokens for h in self.headers)
 
     @property
     def n_tokens(self) -> int:
         """Rows of the step over all routers."""
         return sum(h.tokens for h in self.headers)
+
+    def exchanges(self, n_moe_layers: int, n_draft_layers: int) -> list[LayerExchange]:
+        """What follows the headers in this step, in order.
+
+        Args:
+            n_moe_layers: those of the drafter included.
+            n_draft_layers: how many of the last are the drafter's.
+        """
+        if not self.n_tokens:
+            return []
+        due = [LayerExchange(layer, self.tokens) for layer in range(n_moe_layers)]
+        for further in range(max(h.draft_passes for h in self.headers)):
+            tokens = tuple(h.draft_tokens if further < h.draft_passes else 0 for h in self.headers)
+            first = n_moe_layers - n_draft_layers
+            due += [LayerExchange(layer, tokens) for layer in range(first, n_moe_layers)]
+        return due
 
     def next_turn(self, turn: int, n_versions: int) -> int:
         """Which version of the weights the step after this one computes with, as an index: a step has rows

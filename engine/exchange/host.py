@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from expertmesh.engine.exchange.communicator import Communicator
-from expertmesh.engine.exchange.form import DispatchForm, choose_form
-from expertmesh.engine.exchange.header import StepAgreement
+from expertmesh.engine.exchange.form import choose_form
+from expertmesh.engine.exchange.header import LayerExchange, StepAgreement
 from expertmesh.engine.exchange.layout import RankLayout
 from expertmesh.engine.exchange.rows import RowFormat
 from expertmesh.engine.exchange.slots import SlotExperts, run_slots
@@ -41,8 +41,8 @@ class HostExchange:
         self._banks = tuple(banks)
         self._experts = self._banks[-1]
         self._mark = mark
-        self._form: DispatchForm = "capacity"
-        self._tokens: tuple[int, ...] = ()
+        self.due: list[LayerExchange] = []
+        """What the step exchanges, in order."""
         host = communicator.rank - layout.n_routers
         self._first_slot = host * layout.slots_per_host
         self._n_slots = [len(layer[host]) for layer in layout.slots]
@@ -53,17 +53,15 @@ class HostExchange:
         return len(self._banks)
 
     def begin(self, agreement: StepAgreement, turn: int = 0) -> None:
-        """Takes the step's row counts from the headers; it computes with version `turn` of the weights."""
+        """Takes the step's exchanges from the headers; it computes with version `turn` of the weights."""
         self._experts = self._banks[turn]
-        self._tokens = agreement.tokens[: self._layout.n_routers]
-        self._form = choose_form(
-            agreement.tokens, self._layout.n_hosts, self._rows.top_k, self._rows.row_bytes
-        )
+        self.due = agreement.exchanges(len(self._layout.slots), self._layout.n_draft_layers)
 
-    def serve_layer(self, moe_layer: int) -> int:
-        """Takes part in one MoE layer; returns the token-expert pairs that it computed."""
-        layout = self._layout
-        counts = self._receive_counts() if self._form == "exact" else list(self._tokens)
+    def serve(self, due: LayerExchange) -> int:
+        """Takes part in one of the step's exchanges; returns the token-expert pairs that it computed."""
+        layout, moe_layer = self._layout, due.moe_layer
+        form = choose_form(due.tokens, layout.n_hosts, self._rows.top_k, self._rows.row_bytes)
+        counts = self._receive_counts() if form == "exact" else list(due.tokens[: layout.n_routers])
         splits = [n * self._rows.row_bytes for n in counts] + [0] * layout.n_hosts
         nothing = torch.empty(0, dtype=torch.uint8, device=self._communicator.device)
         none = [0] * layout.n_ranks

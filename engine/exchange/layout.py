@@ -13,12 +13,14 @@ class RankLayout:
         n_routers: m.
         slots: for every MoE layer and expert host, the logical expert of each slot.
         members: a name for every rank, for error messages.
+        n_draft_layers: how many of the last MoE layers are the drafter's.
     """
 
     generation: int
     n_routers: int
     slots: tuple[tuple[tuple[int, ...], ...], ...]
     members: tuple[str, ...]
+    n_draft_layers: int = 0
 
     @property
     def n_hosts(self) -> int:

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K experts a token, D hidden size, R token-expert pairs
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from expertmesh.engine.exchange.communicator import Communicator, PendingExchange
 from expertmesh.engine.exchange.form import DispatchForm, choose_form
-from expertmesh.engine.exchange.header import StepAgreement
+from expertmesh.engine.exchange.header import LayerExchange, StepAgreement
 from expertmesh.engine.exchange.layout import RankLayout
 from expertmesh.engine.exchange.replicas import ReplicaChoice
 from expertmesh.engine.exchange.rows import RowFormat
@@ -54,6 +55,9 @@ class ShardedExchange:
         self._rows = rows
         self._form: DispatchForm = "capacity"
         self._replicas = ReplicaChoice(layout, n_experts, n_moe_layers, communicator.device)
+        self._n_moe_layers = n_moe_layers
+        self._due: deque[LayerExchange] = deque()
+        """What the step still has to exchange."""
         self._first_copy = 0
 
     @property
@@ -67,16 +71,17 @@ class ShardedExchange:
         return self._layout.n_hosts
 
     def begin(self, agreement: StepAgreement) -> None:
-        """Takes the step's form and number from the headers."""
+        """Takes the step's exchanges and its number from the headers."""
         # Scattered, so that no pattern in the steps' sizes always favours the same copy.
         scattered = (agreement.headers[0].step * SCATTER & 0xFFFFFFFF) >> 16
         self._first_copy = self._communicator.rank + scattered
-        self._form = choose_form(
-            agreement.tokens, self._layout.n_hosts, self._rows.top_k, self._rows.row_bytes
-        )
+        self._due = deque(agreement.exchanges(self._n_moe_layers, self._layout.n_draft_layers))
 
     def dispatch(self, moe_layer: int, x_TD: Tensor, topk_ids_TK: Tensor) -> ShardedHandle:
         """Sends the tokens off to the hosts of their experts; returns at once."""
+        due = self._due.popleft()
+        assert due.moe_layer == moe_layer, f"MoE layer {due.moe_layer} is due, not {moe_layer}"
+        self._form = choose_form(due.tokens, self._layout.n_hosts, self._rows.top_k, self._rows.row_bytes)
         physical_TK = self._replicas.physical(moe_layer, topk_ids_TK, self._first_copy)
         host_TK = physical_TK // self._slots_per_host
         rows_TB = self._rows.pack(x_TD, physical_TK)
@@ -115,14 +120,17 @@ class ShardedExchange:
         sorted_RD[order_R] = y_RD
         return weighted_sum(sorted_RD.view(n_tokens, top_k, self._rows.hidden), topk_weights_TK)
 
-    def idle_step(self, n_moe_layers: int) -> None:
-        """Takes part in a step without tokens of its own."""
+    def finish(self) -> None:
+        """Takes part without tokens in what the step still has to exchange: all of it for a router without
+        work, passes of others' drafters for one that wants fewer."""
+        if not self._due:
+            return
         device = self._communicator.device
         x_TD = torch.empty(0, self._rows.hidden, dtype=self._rows.dtype, device=device)
         ids_TK = torch.empty(0, self._rows.top_k, dtype=torch.int64, device=device)
         weights_TK = torch.empty(0, self._rows.top_k, device=device)
-        for layer in range(n_moe_layers):
-            self.combine(self.dispatch(layer, x_TD, ids_TK), weights_TK)
+        while self._due:
+            self.combine(self.dispatch(self._due[0].moe_layer, x_TD, ids_TK), weights_TK)
 
     def _send_counts(self, counts: list[int]) -> None:
         layout = self._layout

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expertmesh.engine.batch import ScheduledSequence
+from expertmesh.engine.batch import Draw
 from expertmesh.engine.request import SamplingParams
 from expertmesh.kernels.noise import exponential, seeds_tensor
 
@@ -25,42 +25,42 @@ _CHUNK_LOGITS = 1 << 18
 """Logits that one pass works on, so that its many temporaries stay in a core's cache."""
 
 
-def choose(logits_NV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
+def choose(logits_NV: Tensor, draws: Seq[Draw]) -> Tensor:
     """The next token of each row, int64 [N]; among equal logits the lowest id.
 
     Draws go by (seed, index of the new token in its sequence) and nothing else.
     """
-    drawn = [i for i, s in enumerate(sequences) if not s.params.greedy]
+    drawn = [i for i, s in enumerate(draws) if not s.params.greedy]
     if not drawn:
         return logits_NV.argmax(dim=-1)
-    if len(drawn) == len(sequences):
-        return _draw_in_chunks(logits_NV, sequences)
+    if len(drawn) == len(draws):
+        return _draw_in_chunks(logits_NV, draws)
     rows_M = torch.tensor(drawn, device=logits_NV.device)
     chosen_N = logits_NV.argmax(dim=-1)
-    chosen_N[rows_M] = _draw_in_chunks(logits_NV[rows_M], [sequences[i] for i in drawn])
+    chosen_N[rows_M] = _draw_in_chunks(logits_NV[rows_M], [draws[i] for i in drawn])
     return chosen_N
 
 
-def _draw_in_chunks(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
-    n_rows = len(sequences) if logits_MV.is_cuda else max(1, _CHUNK_LOGITS // logits_MV.shape[1])
+def _draw_in_chunks(logits_MV: Tensor, draws: Seq[Draw]) -> Tensor:
+    n_rows = len(draws) if logits_MV.is_cuda else max(1, _CHUNK_LOGITS // logits_MV.shape[1])
     return torch.cat(
         [
-            _draw(logits_MV[at : at + n_rows], sequences[at : at + n_rows])
-            for at in range(0, len(sequences), n_rows)
+            _draw(logits_MV[at : at + n_rows], draws[at : at + n_rows])
+            for at in range(0, len(draws), n_rows)
         ]
     )
 
 
-def _draw(logits_MV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
+def _draw(logits_MV: Tensor, draws: Seq[Draw]) -> Tensor:
     device = logits_MV.device
     temperatures_M = torch.tensor(
-        [max(s.params.temperature, _MIN_TEMPERATURE) for s in sequences], dtype=torch.float32, device=device
+        [max(s.params.temperature, _MIN_TEMPERATURE) for s in draws], dtype=torch.float32, device=device
     )
     probs_MV = torch.softmax(logits_MV / temperatures_M[:, None], dim=-1)
-    truncate_(probs_MV, [s.params for s in sequences])
+    truncate_(probs_MV, [s.params for s in draws])
     noise_MV = exponential(
-        seeds_tensor([s.params.seed for s in sequences], device),
-        torch.tensor([s.n_context + s.n_tokens for s in sequences], dtype=torch.int64, device=device),
+        seeds_tensor([s.params.seed for s in draws], device),
+        torch.tensor([s.index for s in draws], dtype=torch.int64, device=device),
         logits_MV.shape[1],
     )
     return probs_MV.div_(noise_MV).argmax(dim=-1)

@@ -10,10 +10,10 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from expertmesh.engine.batch import ScheduledSequence
+from expertmesh.engine.batch import Draw
 
 
-def forbid_stops(logits_NV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor:
+def forbid_stops(logits_NV: Tensor, draws: Seq[Draw]) -> Tensor:
     """Logits [N, V] with the stop tokens of rows below their `min_tokens` at minus infinity.
 
     `logits_NV` itself, never changed, when no row is below. Like the penalties this goes by the new
@@ -21,8 +21,8 @@ def forbid_stops(logits_NV: Tensor, sequences: Seq[ScheduledSequence]) -> Tensor
     """
     cells = [
         (row, token_id)
-        for row, s in enumerate(sequences)
-        if s.n_context + s.n_tokens - s.n_prompt < s.params.min_tokens
+        for row, s in enumerate(draws)
+        if s.n_output < s.params.min_tokens
         for token_id in s.params.stop_token_ids
     ]
     if not cells:

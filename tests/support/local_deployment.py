@@ -16,6 +16,7 @@ from expertmesh.engine.batch import StepBatch, StepResult
 from expertmesh.engine.block_manager import BlockManager
 from expertmesh.engine.budget import StepBudget
 from expertmesh.engine.counting import RoutingCounter
+from expertmesh.engine.draft_control import DraftControl
 from expertmesh.engine.engine import RouterEngine
 from expertmesh.engine.errors import GenerationLostError
 from expertmesh.engine.exchange.communicator import Communicator, PendingExchange
@@ -76,6 +77,8 @@ class Settings:
     """How routed experts are held in memory."""
     replacement: Path | None = None
     """With it, every generation but the first holds its weights as version 2, beside version 1."""
+    drafts: int = 0
+    """Made for each sequence in each step."""
 
 
 class AbortingCommunicator:
@@ -143,6 +146,8 @@ class Finished:
     prompt_logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     error: str = ""
+    draft_tokens: int = field(default=0, compare=False)
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 class LocalDeployment:
@@ -153,7 +158,8 @@ class LocalDeployment:
         self._abort_plan = abort_plan
         paths = [settings.checkpoint, *([settings.replacement] if settings.replacement else [])]
         self._checkpoints = {
-            version: Checkpoint.open(path, settings.architectures) for version, path in enumerate(paths, 1)
+            version: Checkpoint.open(path, settings.architectures, drafts=settings.drafts > 0)
+            for version, path in enumerate(paths, 1)
         }
         self._spec = self._checkpoints[1].spec
         self._store = Store(LOOPBACK)
@@ -222,6 +228,8 @@ class LocalDeployment:
                 finished.prompt_logprobs.extend(item.prompt_logprobs)
                 finished.finish_reason = item.finish_reason
                 finished.error = item.error
+                finished.draft_tokens += item.draft_tokens
+                finished.accepted_tokens += item.accepted_tokens
             self._changed.notify_all()
 
     # ------------------------------------------------------------ the director
@@ -321,7 +329,11 @@ class LocalDeployment:
         slots = tuple(tuple(order[h::n_hosts]) for h in range(n_hosts))
         names = [f"member {rank}" for rank in range(self.settings.n_routers + n_hosts)]
         return RankLayout(
-            number, self.settings.n_routers, (slots,) * len(self._spec.moe_layers), tuple(names)
+            number,
+            self.settings.n_routers,
+            (slots,) * len(self._spec.moe_layers),
+            tuple(names),
+            self._spec.n_draft_moe_layers,
         )
 
     def communicator(self, number: int, rank: int, abandoned: Callable[[], str | None]) -> Communicator:
@@ -414,6 +426,7 @@ class _LocalRouter:
             settings.block_tokens,
             max_running=settings.max_running,
             max_step_tokens=settings.max_step_tokens,
+            max_drafts=settings.drafts,
         )
         self.cache = decoders[1].new_cache(
             CacheSize(n_blocks, block_tokens, self.windows.n_blocks, settings.block_tokens)
@@ -442,6 +455,7 @@ class _LocalRouter:
             counter=RoutingCounter(len(spec.moe_layers), spec.n_experts, CPU),
             timer=self.timer,
             sink=deployment.sink,
+            drafts=DraftControl(settings.drafts, adaptive=False),
         )
         self.start, self.check = self.engine.start, self.engine.check
         fused = settings.n_hosts == 0
@@ -468,7 +482,7 @@ class _LocalRouter:
                 n_moe_layers=len(spec.moe_layers),
             )
             models = [ModelVersion(v, runners[v], exchange) for v in versions]
-            return ShardedLink(communicator, exchange, models, len(spec.moe_layers))
+            return ShardedLink(communicator, exchange, models)
 
         return link
 
@@ -478,9 +492,7 @@ class _LocalHost:
         self._deployment = deployment
         self._rank = rank
         self.follower: GenerationFollower[HostLink] = GenerationFollower(_Reports(deployment, rank))
-        self.loop = ExpertLoop(
-            follower=self.follower, n_moe_layers=len(deployment._spec.moe_layers), timer=PartTimer()
-        )
+        self.loop = ExpertLoop(follower=self.follower, timer=PartTimer())
         self.start, self.check = self.loop.start, self.loop.check
 
     def stop(self) -> None:

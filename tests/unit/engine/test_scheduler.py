@@ -10,7 +10,7 @@ from history_model import HistoryModel, expected_output, next_token, prompt_mark
 from expertmesh.engine.batch import SequenceResult, StepBatch, StepResult, logit_rows
 from expertmesh.engine.block_manager import BlockManager
 from expertmesh.engine.request import Request, RequestKey, RouterLoad, SamplingParams, SequenceNews
-from expertmesh.engine.scheduler import DuplicateRequestError, Scheduler, StepOrderError
+from expertmesh.engine.scheduler import DuplicateRequestError, Scheduler
 
 CONTEXT = 100
 
