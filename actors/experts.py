@@ -64,8 +64,7 @@ class ExpertHost:
         )
         self._follower: GenerationFollower[HostLink] = GenerationFollower(self._member)
         self._banks = HeldBanks(self._open_store, lambda: self._follower.live_number, self._progress)
-        n_moe_layers = len(spec.moe_layers)
-        self._loop = ExpertLoop(follower=self._follower, n_moe_layers=n_moe_layers, timer=self._timer)
+        self._loop = ExpertLoop(follower=self._follower, timer=self._timer)
         self._loop.start()
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
         await self._member.start(self._events)
@@ -73,7 +72,7 @@ class ExpertHost:
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> HostLink:
         """Loads the slots that the generation gives to this host, and meets its members."""
-        layout = rank_layout(generation)
+        layout = rank_layout(generation, self._checkpoint.spec)
         host = generation.rank_of(self._runtime.incarnation) - generation.n_routers
         slots = tuple(layer[host] for layer in layout.slots)
         spec = self._checkpoint.spec

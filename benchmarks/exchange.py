@@ -126,19 +126,21 @@ def _rank(rank: int, layout: tuple[int, int], transport: Transport, address: str
         what = f"layer, {n_tokens} tokens a router"
         if rank < n_routers:
             exchange = ShardedExchange(communicator, ranks, rows, n_experts=N_EXPERTS, n_moe_layers=1)
-            exchange.begin(agreement)
             x_TD = torch.randn(n_tokens, HIDDEN).bfloat16()
             ids_TK = torch.rand(n_tokens, N_EXPERTS).topk(TOP_K).indices
             weights_TK = torch.ones(n_tokens, TOP_K)
 
-            def layer(e: Any = exchange, x: Any = x_TD, ids: Any = ids_TK, w: Any = weights_TK) -> None:
+            def layer(
+                e: Any = exchange, a: Any = agreement, x: Any = x_TD, ids: Any = ids_TK, w: Any = weights_TK
+            ) -> None:
+                e.begin(a)
                 e.combine(e.dispatch(0, x, ids), w)
 
             timed(what, layer)
         else:
             host = HostExchange(communicator, ranks, rows, [Echo()])
             host.begin(agreement)
-            timed(what, lambda h=host: h.serve_layer(0))
+            timed(what, lambda h=host: h.serve(h.due[0]))
     communicator.all_gather([0])
     if rank == 0:
         results.put(figures)

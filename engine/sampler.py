@@ -39,7 +39,9 @@ class Sampler:
         sampled = self._sample(batch, logits_of)
         scored = self._score_prompts(batch, logits_of)
         return StepResult(
-            tuple(SequenceResult(sampled.get(i, ()), scored.get(i, ())) for i in range(len(batch.sequences)))
+            tuple(
+                SequenceResult(sampled.get(i, ()), scored.get(i, ())) for i in range(len(batch.sequences))
+            )
         )
 
     def _logits(self, logits_of: Callable[[list[int]], Tensor], rows: list[int]) -> Tensor:

@@ -328,9 +328,7 @@ class Scheduler:
         samples = end == len(sequence.token_ids) and self._limits.draws(sequence)
         plan = DraftPlan(end=end)
         if samples and (drafts or sequence.drafts):
-            plan = plan_drafts(
-                sequence, self._blocks, self._limits, most=drafts, spare_rows=spare_rows
-            )
+            plan = plan_drafts(sequence, self._blocks, self._limits, most=drafts, spare_rows=spare_rows)
         table = sequence.block_table
         return ScheduledSequence(
             key=sequence.key,

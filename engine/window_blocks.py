@@ -38,7 +38,8 @@ class WindowBlocks:
         # adds its own tokens. Drafts lie behind both: those that a step verified and rejected, and those
         # that it made.
         self.n_blocks = tuple(
-            max_running * ((window - 1 + 2 * max_drafts) // block_tokens + 3) + max_step_tokens // block_tokens
+            max_running * ((window - 1 + 2 * max_drafts) // block_tokens + 3)
+            + max_step_tokens // block_tokens
             for window in windows
         )
         """Of each window."""

@@ -44,10 +44,7 @@ def choose(logits_NV: Tensor, draws: Seq[Draw]) -> Tensor:
 def _draw_in_chunks(logits_MV: Tensor, draws: Seq[Draw]) -> Tensor:
     n_rows = len(draws) if logits_MV.is_cuda else max(1, _CHUNK_LOGITS // logits_MV.shape[1])
     return torch.cat(
-        [
-            _draw(logits_MV[at : at + n_rows], draws[at : at + n_rows])
-            for at in range(0, len(draws), n_rows)
-        ]
+        [_draw(logits_MV[at : at + n_rows], draws[at : at + n_rows]) for at in range(0, len(draws), n_rows)]
     )
 
 

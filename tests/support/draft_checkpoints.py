@@ -20,7 +20,7 @@ from torch import Tensor
 
 DraftKind = Literal["v3", "v3.2", "glm4-moe", "v4"]
 _PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types")
-_SMALL = 0.12
+_SMALL = 0.04
 _WRITES = ("o_proj.weight", "o_b_proj.weight", "wo_b.weight", "down_proj.weight", ".w2.weight")
 """The ends of what writes into the residual stream."""
 
@@ -48,7 +48,7 @@ def make_draft_checkpoint(
     old = f"model.layers.{n_layers}."
     new = "mtp.0." if kind == "v4" else old
     stored = {name.replace(old, new, 1): tensor for name, tensor in tensors.items()}
-    extra = _module_tensors(kind, config, seed, agreeable)
+    extra = _module_tensors(kind, config, seed, tensors["model.norm.weight"] if agreeable else None)
     stored |= {new + name: tensor for name, tensor in extra.items()}
     if kind != "v4":  # Published with copies, which nobody needs.
         stored[f"{new}embed_tokens.weight"] = torch.zeros(2)
@@ -71,8 +71,9 @@ def _one_layer_more(kind: DraftKind, folder: Path, seed: int, changes: dict[str,
 
 
 def _module_tensors(
-    kind: DraftKind, config: dict[str, Any], seed: int, agreeable: bool
+    kind: DraftKind, config: dict[str, Any], seed: int, agree_with: Tensor | None
 ) -> dict[str, Tensor]:
+    """`agree_with`: the model's final norm, for a module that says the same."""
     draw = torch.Generator().manual_seed(seed + 100)
     width = config["hidden_size"]
 
@@ -80,20 +81,21 @@ def _module_tensors(
         return torch.randn(width, width, generator=draw) * 0.15
 
     def norm() -> Tensor:
-        return torch.ones(width) if agreeable else torch.rand(width, generator=draw) + 0.5
+        return torch.ones(width) if agree_with is not None else torch.rand(width, generator=draw) + 0.5
 
     of_embedding, of_hidden = projection(), projection()
-    if agreeable:
+    final_norm = norm() if agree_with is None else agree_with.clone()
+    if agree_with is not None:
         of_embedding, of_hidden = torch.eye(width), of_hidden * _SMALL
     tensors = {"enorm.weight": norm(), "hnorm.weight": norm()}
     if kind != "v4":
         joined = torch.cat((of_embedding, of_hidden), 1)
-        return tensors | {"eh_proj.weight": joined, "shared_head.norm.weight": norm()}
+        return tensors | {"eh_proj.weight": joined, "shared_head.norm.weight": final_norm}
     n_streams = config["hc_mult"]
     return tensors | {
         "e_proj.weight": of_embedding,
         "h_proj.weight": of_hidden,
-        "norm.weight": norm(),
+        "norm.weight": final_norm,
         "hc_head_fn": torch.randn(n_streams, n_streams * width, generator=draw) * 0.1,
         "hc_head_base": torch.randn(n_streams, generator=draw) * 0.3,
         "hc_head_scale": torch.rand(1, generator=draw) + 0.5,

@@ -59,12 +59,28 @@ class HistoryModel:
             # The "logprob" of a target names its whole history, so that a wrong row is seen.
             mark = -float(zlib.crc32(bytes(history[: sequence.n_context + i + 1])))
             scored.append(SampledToken(target, ((target, mark),), 1))
-        sampled = None
-        if sequence.samples:
-            token_id = next_token(history)
+        sampled: list[SampledToken] = []
+        drafts = sequence.token_ids[sequence.n_known :]
+        for n_accepted in range(sequence.n_drafts + 1 if sequence.samples else 0):
+            if n_accepted and drafts[n_accepted - 1] != sampled[-1].token_id:
+                break
+            token_id = next_token(history[: end - sequence.n_drafts + n_accepted])
             wanted = sequence.params.logprobs is not None
-            sampled = SampledToken(token_id, ((token_id, -1.0),) if wanted else (), 1 if wanted else 0)
-        return SequenceResult(sampled, tuple(scored))
+            sampled.append(SampledToken(token_id, ((token_id, -1.0),) if wanted else (), int(wanted)))
+        return SequenceResult(tuple(sampled), tuple(scored), self._drafts(sequence, history, sampled))
+
+    def _drafts(
+        self, sequence: ScheduledSequence, history: list[int], sampled: list[SampledToken]
+    ) -> tuple[int, ...]:
+        """As many as wanted, right for two of three histories."""
+        if not sequence.drafts_wanted:
+            return ()
+        known = history[: sequence.n_context + sequence.n_known] + [token.token_id for token in sampled]
+        drafts: list[int] = []
+        for _ in range(sequence.drafts_wanted):
+            right = next_token(known + drafts)
+            drafts.append((right + (zlib.adler32(bytes(known + drafts)) % 3 == 0)) % VOCAB_SIZE)
+        return tuple(drafts)
 
 
 def prompt_mark(prompt: tuple[int, ...], position: int) -> float:

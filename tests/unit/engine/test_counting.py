@@ -32,18 +32,18 @@ class Nowhere:
 
 def exchange(generation: int, *hosts: tuple[int, ...]) -> ShardedExchange:
     members = ("R0", *(f"E{h}" for h in range(len(hosts))))
-    made = ShardedExchange(
+    return ShardedExchange(
         Nowhere(),  # type: ignore[arg-type]
         RankLayout(generation, 1, (hosts, hosts), members),
         RowFormat(HIDDEN, TOP_K, torch.float32),
         n_experts=N_EXPERTS,
         n_moe_layers=2,
     )
-    made.begin(StepAgreement((StepHeader(generation, 0, tokens=3),)))
-    return made
 
 
 def dispatch(counter: RoutingCounter, over: Any, *ids: list[int]) -> None:
+    if isinstance(over, ShardedExchange):
+        over.begin(StepAgreement((StepHeader(over.generation, 0, tokens=3),)))
     watched = counter.watch(over)
     ids_TK = torch.tensor(ids)
     for layer in range(2):

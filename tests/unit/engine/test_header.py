@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from expertmesh.engine.exchange.header import StepAgreement, StepHeader
 
 
 def test_a_header_survives_its_journey() -> None:
-    header = StepHeader(3, 17, tokens=5, decode_tokens=4, drafts=1, successor=4)
+    header = StepHeader(3, 17, tokens=5, decode_tokens=4, draft_passes=1, draft_tokens=4, successor=4)
     assert StepHeader.decode(header.encode()) == header
     assert len(header.encode()) == StepHeader.n_fields()
+
+
+def test_what_a_step_exchanges_follows_from_the_headers() -> None:
+    """Three layers, the last the drafter's; two routers that want different numbers of drafts, and a host."""
+    a = StepHeader(1, 0, tokens=7, draft_passes=2, draft_tokens=3)
+    b = StepHeader(1, 0, tokens=5, draft_passes=1, draft_tokens=4)
+    host = StepHeader(1, 0)
+
+    def exchanges(*headers: StepHeader) -> list[tuple[int, tuple[int, ...]]]:
+        return [(due.moe_layer, due.tokens) for due in StepAgreement(headers).exchanges(3, 1)]
+
+    whole = [(0, (7, 5, 0)), (1, (7, 5, 0)), (2, (7, 5, 0))]
+    assert exchanges(a, b, host) == [*whole, (2, (3, 4, 0)), (2, (3, 0, 0))]
+    idle = StepHeader(1, 0)
+    assert exchanges(a, idle, host)[3:] == [(2, (3, 0, 0)), (2, (3, 0, 0))]
+    assert len(exchanges(replace(a, draft_passes=0), idle, host)) == 3
+    assert exchanges(idle, idle, host) == []
 
 
 def test_ranks_park_when_nobody_has_work() -> None:

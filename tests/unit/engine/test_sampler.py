@@ -85,8 +85,8 @@ def test_draws_go_by_seed_and_position_alone() -> None:
         (result,) = run(
             sampler, [sequence(1, params, **rest)], [logits.expand(rest.get("n_tokens", 1), -1)]
         )
-        assert result.sampled is not None
-        return result.sampled.token_id
+        (sampled,) = result.sampled
+        return sampled.token_id
 
     # A decode and the last chunk of a recomputed prompt draw the same token.
     assert draw(5) == draw(5, n_tokens=7) == draw(5, n_tokens=60, n_prompt=3, block_table=(4, 2))
@@ -98,11 +98,11 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     logits = torch.randn(1, 97, generator=torch.Generator().manual_seed(4)) * 3
     params = SamplingParams(max_tokens=9, temperature=0.3, top_k=2, repetition_penalty=2.0, logprobs=3)
     (result,) = run(Sampler(97, CPU), [sequence(1, params)], [logits])
-    assert result.sampled is not None
+    (sampled,) = result.sampled
     expected = torch.log_softmax(logits[0], dim=-1)
-    for token_id, logprob in result.sampled.logprobs:
+    for token_id, logprob in sampled.logprobs:
         assert logprob == pytest.approx(expected[token_id].item(), abs=1e-6)
-    assert [t for t, _ in result.sampled.logprobs[1:]] == logits[0].topk(3).indices.tolist()
+    assert [t for t, _ in sampled.logprobs[1:]] == logits[0].topk(3).indices.tolist()
 
 
 def test_prompts_are_scored_in_slices_and_draws_in_one_call() -> None:
@@ -131,7 +131,7 @@ def test_prompts_are_scored_in_slices_and_draws_in_one_call() -> None:
     assert calls[0] == [0, 601, 852]
     assert max(map(len, calls)) == 256
     assert [row for call in calls[1:] for row in call] == [*range(1, 601), *range(602, 802)]
-    assert [r.sampled is not None for r in results] == [True, True, False, False, True]
+    assert [len(r.sampled) == 1 for r in results] == [True, True, False, False, True]
     assert [len(r.prompt_scored) for r in results] == [0, 600, 200, 0, 0]
     expected = torch.log_softmax(table, dim=-1)
     for i, token in enumerate(results[2].prompt_scored):

@@ -9,6 +9,7 @@ from history_model import HistoryModel, expected_output, next_token, prompt_mark
 
 from expertmesh.engine.batch import SequenceResult, StepBatch, StepResult, logit_rows
 from expertmesh.engine.block_manager import BlockManager
+from expertmesh.engine.outcome import StepOrderError
 from expertmesh.engine.request import Request, RequestKey, RouterLoad, SamplingParams, SequenceNews
 from expertmesh.engine.scheduler import DuplicateRequestError, Scheduler
 
@@ -19,8 +20,14 @@ class Router:
     """A scheduler with a model behind it."""
 
     def __init__(
-        self, n_blocks: int = 64, block_tokens: int = 4, max_running: int = 8, max_step_tokens: int = 32
+        self,
+        n_blocks: int = 64,
+        block_tokens: int = 4,
+        max_running: int = 8,
+        max_step_tokens: int = 32,
+        drafts: int = 0,
     ) -> None:
+        self.drafts = drafts
         self.scheduler = Scheduler(
             BlockManager(n_blocks, block_tokens),
             max_running=max_running,
@@ -38,7 +45,7 @@ class Router:
         return request
 
     def step(self, max_prefill_tokens: int | None = None) -> tuple[StepBatch, list[SequenceNews]]:
-        batch = self.scheduler.schedule(max_prefill_tokens)
+        batch = self.scheduler.schedule(max_prefill_tokens, drafts=self.drafts)
         return batch, self.scheduler.commit(batch, self.model.run(batch))
 
     @property
@@ -400,3 +407,58 @@ def test_a_request_is_queued_once() -> None:
     router.add("a", 5)
     with pytest.raises(DuplicateRequestError, match="'a', attempt 0"):
         router.add("a", 5)
+
+
+def test_drafts_bring_several_tokens_a_step_and_change_none() -> None:
+    plain, drafting = Router(), Router(drafts=3)
+    for router in (plain, drafting):
+        for i, name in enumerate(("a", "bb", "ccc")):
+            router.add(name, 5 + i, max_tokens=30, stop_token_ids=frozenset({i}), logprobs=i or None)
+    expected, got = plain.drain(), drafting.drain()
+    n_accepted = 0
+    for name, news in got.items():
+        assert tokens(news) == tokens(expected[name])
+        assert news[-1].finish_reason == expected[name][-1].finish_reason
+        assert news[-1].stop_token_id == expected[name][-1].stop_token_id
+        assert [n.index for n in news] == [len(tokens(news[:i])) for i in range(len(news))]
+        for item in news:
+            assert item.accepted_tokens <= item.draft_tokens
+            assert len(item.logprobs) in (0, len(item.token_ids))
+        n_accepted += sum(n.accepted_tokens for n in news)
+        n_steps = sum(bool(n.token_ids) for n in news)
+        assert n_steps + sum(n.accepted_tokens for n in news) >= len(tokens(news))
+    assert n_accepted == drafting.scheduler.n_accepted > 5
+    assert drafting.scheduler.n_drafts > n_accepted
+    assert drafting.scheduler.n_used_blocks == 0
+
+
+def test_an_answer_ends_in_the_middle_of_accepted_drafts() -> None:
+    """At its longest, and at a stop token; what was drawn behind is dropped."""
+    router = Router(drafts=3)
+    output, reason = expected_output(router.add("a", 5, max_tokens=9), CONTEXT)
+    assert reason == "length"
+    news = router.drain()["a"]
+    assert tokens(news) == output
+    assert max(len(n.token_ids) for n in news) > 1
+    for stop in output[1:]:
+        router = Router(drafts=3)
+        router.add("a", 5, max_tokens=9, stop_token_ids=frozenset({stop}))
+        news = router.drain()["a"]
+        assert tokens(news) == output[: output.index(stop) + 1]
+        assert (news[-1].finish_reason, news[-1].stop_token_id) == ("stop", stop)
+
+
+def test_drafts_take_no_block_and_no_row_from_anyone() -> None:
+    router = Router(n_blocks=7, block_tokens=2, max_step_tokens=3, drafts=3)
+    for name in ("a", "b"):
+        router.add(name, 2, max_tokens=5)
+    preempted = router.scheduler.n_preemptions
+    while router.scheduler.has_work:
+        batch, _ = router.step()
+        assert batch.n_tokens <= 3
+        for s in batch.sequences:
+            # The second draft of the next step, and the third, are written behind the step's tokens.
+            last = s.n_context + s.n_tokens + max(s.drafts_wanted - 1, 0)
+            assert len(s.block_table) * 2 >= last
+            assert s.drafts_wanted in (0, 1, 3)
+    assert router.scheduler.n_preemptions == preempted == 0

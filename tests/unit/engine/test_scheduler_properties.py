@@ -68,6 +68,7 @@ actions = st.one_of(
     max_running=st.integers(1, 5),
     max_step_tokens=st.integers(1, 16),
     max_context_tokens=st.integers(4, 30),
+    drafts=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     first=st.lists(requests, min_size=2, max_size=6),
     plan=st.lists(actions, max_size=40),
 )
@@ -77,6 +78,7 @@ def test_every_request_ends_once_with_its_own_tokens(
     max_running: int,
     max_step_tokens: int,
     max_context_tokens: int,
+    drafts: list[int],
     first: list[tuple[Any, ...]],
     plan: list[tuple[Any, ...]],
 ) -> None:
@@ -102,7 +104,8 @@ def test_every_request_ends_once_with_its_own_tokens(
             scheduler.cancel(added[index].key)
 
     def step(max_prefill_tokens: int | None, n_runs: int, cancel_in_flight: int) -> int:
-        batch = scheduler.schedule(max_prefill_tokens)
+        drafts.append(drafts.pop(0))
+        batch = scheduler.schedule(max_prefill_tokens, drafts=drafts[0])
         assert batch.n_tokens <= max_step_tokens
         assert len(batch.sequences) <= max_running
         assert len({s.key for s in batch.sequences}) == len(batch.sequences)
@@ -110,7 +113,10 @@ def test_every_request_ends_once_with_its_own_tokens(
             # The last token of a prompt's last chunk may pass for a decode.
             assert batch.n_tokens - batch.n_decode_tokens <= max_prefill_tokens
         for s in batch.sequences:
-            assert len(s.block_table) * block_tokens >= s.n_context + s.n_tokens
+            last = s.n_context + s.n_tokens + max(s.drafts_wanted - 1, 0)
+            assert len(s.block_table) * block_tokens >= last
+            assert last <= max(max_context_tokens, s.n_context + s.n_known)
+            assert s.drafts_wanted in (0, 1, drafts[0])
         results = [model.run(batch) for _ in range(n_runs)]
         assert all(result == results[0] for result in results)
         cancel(cancel_in_flight)

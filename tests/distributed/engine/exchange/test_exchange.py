@@ -110,8 +110,8 @@ def exchange_rank(
         pairs = [0] * N_LAYERS
         for step in range(len(routings(0))):
             host.begin(agree(communicator, step, 0))
-            for layer in range(N_LAYERS):
-                pairs[layer] += host.serve_layer(layer)
+            for due in host.due:
+                pairs[due.moe_layer] += host.serve(due)
         return pairs
     exchange = ShardedExchange(communicator, layout, rows, n_experts=N_EXPERTS, n_moe_layers=N_LAYERS)
     counter = RoutingCounter(N_LAYERS, N_EXPERTS, communicator.device)
@@ -119,7 +119,7 @@ def exchange_rank(
     for step, (x_TD, ids_TK) in enumerate(routings(rank)):
         exchange.begin(agree(communicator, step, len(x_TD)))
         if len(x_TD) == 0:
-            exchange.idle_step(N_LAYERS)
+            exchange.finish()
             continue
         watched = counter.watch(exchange)
         for layer in range(N_LAYERS):

@@ -10,22 +10,14 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from expertmesh.engine.batch import ScheduledSequence
-from expertmesh.engine.request import RequestKey, SamplingParams
+from expertmesh.engine.batch import Draw
+from expertmesh.engine.request import SamplingParams
 from expertmesh.engine.sampling.choice import choose, truncate_
 
 
-def drawing(seed: int = 0, position: int = 5, **params: Any) -> ScheduledSequence:
-    """A sequence whose next token stands at `position`."""
-    return ScheduledSequence(
-        key=RequestKey("a"),
-        params=SamplingParams(max_tokens=9, seed=seed, **params),
-        token_ids=(1,),
-        n_context=position - 1,
-        block_table=(0,),
-        samples=True,
-        n_prompt=position,
-    )
+def drawing(seed: int = 0, position: int = 5, **params: Any) -> Draw:
+    """The draw of the token at `position`."""
+    return Draw(SamplingParams(max_tokens=9, seed=seed, **params), position, position)
 
 
 def warped(logits: Tensor, params: SamplingParams) -> Tensor:

@@ -6,32 +6,24 @@ import numpy as np
 import torch
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from expertmesh.engine.batch import ScheduledSequence
-from expertmesh.engine.request import RequestKey, SamplingParams
+from expertmesh.engine.batch import Draw
+from expertmesh.engine.request import SamplingParams
 from expertmesh.engine.sampling.penalties import penalise
 
 V = 50
 
 
-def sequence(prompt: list[int], output: list[int], **penalties: float) -> ScheduledSequence:
-    """A sequence that draws its next token."""
-    return ScheduledSequence(
-        key=RequestKey("a"),
-        params=SamplingParams(max_tokens=9, **penalties),  # type: ignore[arg-type]
-        token_ids=(1,),
-        n_context=len(prompt) + len(output) - 1,
-        block_table=(0,),
-        samples=True,
-        n_prompt=len(prompt),
-        penalty_token_ids=tuple(prompt + output),
-    )
+def draw(prompt: list[int], output: list[int], **penalties: float) -> Draw:
+    """The next token of a sequence."""
+    params = SamplingParams(max_tokens=9, **penalties)  # type: ignore[arg-type]
+    return Draw(params, len(prompt) + len(output), len(prompt), tuple(prompt + output))
 
 
-def by_hand(logits: np.ndarray, seq: ScheduledSequence) -> np.ndarray:
+def by_hand(logits: np.ndarray, seq: Draw) -> np.ndarray:
     """The penalties, one token after the other."""
     logits = logits.copy()
-    output = seq.penalty_token_ids[seq.n_prompt :]
-    for token_id in set(seq.penalty_token_ids):
+    output = seq.token_ids[seq.n_prompt :]
+    for token_id in set(seq.token_ids):
         r = np.float32(seq.params.repetition_penalty)
         logits[token_id] = logits[token_id] * r if logits[token_id] < 0 else logits[token_id] / r
     for token_id in set(output):
@@ -44,14 +36,12 @@ def test_all_penalties_by_hand() -> None:
     rng = np.random.default_rng(0)
     prompts, outputs = rng.integers(0, V, (6, 12)).tolist(), rng.integers(0, V, (6, 30)).tolist()
     sequences = [
-        sequence(prompts[0], outputs[0], repetition_penalty=1.3),
-        sequence(prompts[1], outputs[1], presence_penalty=0.7),
-        sequence(prompts[2], outputs[2]),
-        sequence(prompts[3], outputs[3], frequency_penalty=-0.4),
-        sequence(
-            prompts[4], outputs[4], repetition_penalty=0.8, presence_penalty=-1, frequency_penalty=0.25
-        ),
-        sequence(prompts[5], [], repetition_penalty=1.1, presence_penalty=2.0),
+        draw(prompts[0], outputs[0], repetition_penalty=1.3),
+        draw(prompts[1], outputs[1], presence_penalty=0.7),
+        draw(prompts[2], outputs[2]),
+        draw(prompts[3], outputs[3], frequency_penalty=-0.4),
+        draw(prompts[4], outputs[4], repetition_penalty=0.8, presence_penalty=-1, frequency_penalty=0.25),
+        draw(prompts[5], [], repetition_penalty=1.1, presence_penalty=2.0),
     ]
     logits = rng.normal(size=(6, V)).astype(np.float32) * 4
     given = torch.from_numpy(logits.copy())
@@ -68,11 +58,9 @@ def test_repetition_is_that_of_transformers() -> None:
     ids = torch.randint(0, V, (1, 40), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, logits.clone())
     tokens = ids[0].tolist()
-    assert torch.equal(
-        penalise(logits, [sequence(tokens[:10], tokens[10:], repetition_penalty=1.7)]), expected
-    )
+    assert torch.equal(penalise(logits, [draw(tokens[:10], tokens[10:], repetition_penalty=1.7)]), expected)
 
 
 def test_nothing_is_copied_without_penalties() -> None:
     logits = torch.randn(2, V)
-    assert penalise(logits, [sequence([1], []), sequence([2], [3])]) is logits
+    assert penalise(logits, [draw([1], []), draw([2], [3])]) is logits
