@@ -36,6 +36,7 @@ def cache_size(
         engine.block_tokens,
         max_running=scheduler.max_running,
         max_step_tokens=scheduler.max_step_tokens,
+        max_drafts=config.speculative.max_drafts,
     )
     n_blocks = (engine.kv_cache_tokens or 0) // block_tokens
     if engine.kv_cache_tokens is None:

@@ -249,7 +249,7 @@ def _get_or_create(config: DeploymentConfig, linger_s: float, secret: str) -> An
     actor = _get(config.name)
     if actor is not None:
         return actor
-    spec = check_checkpoint(config.model.path)
+    spec = check_checkpoint(config.model.path, drafts=config.speculative.drafts)
     actor_class: Any = ray.remote(CoordinatorActor)
     options = actor_class.options(
         name=actor_name(config.name),

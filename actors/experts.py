@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ray import serve
@@ -46,7 +47,9 @@ class ExpertHost:
     async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
         config = DeploymentConfig.model_validate_json(config_json)
         self._runtime = ReplicaRuntime.create(config, config.experts.threads, config.experts.replicas)
-        self._checkpoint = await asyncio.to_thread(Checkpoint.open, Path(config.model.path))
+        self._checkpoint = await asyncio.to_thread(
+            partial(Checkpoint.open, Path(config.model.path), drafts=config.speculative.drafts)
+        )
         spec = self._checkpoint.spec
         self._dtype = weights_dtype(config, spec)
         self._timer = PartTimer()

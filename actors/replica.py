@@ -110,7 +110,7 @@ class ReplicaRuntime:
         path = Path(weights.path) if weights.path else configured
         if spec is not None and path != configured:
             return open_replacement(path, configured, spec)
-        return Checkpoint.open(path)
+        return Checkpoint.open(path, drafts=self.config.speculative.drafts)
 
     def check_room(self, needed_bytes: int, generation: Generation, what: str) -> None:
         """Returns when weights of this size can be loaded beside those that are served (`RoomError`)."""

@@ -110,6 +110,8 @@ class Router:
             queued_tokens=requests.queued_tokens,
             busy_s=self._timer.busy_s,
             oldest_weights=engine.oldest_weights,
+            draft_tokens=engine.draft_tokens,
+            accepted_tokens=engine.accepted_tokens,
         )
 
     def check_health(self) -> None:

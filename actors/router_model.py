@@ -17,6 +17,7 @@ from expertmesh.cluster.types import Generation, Weights
 from expertmesh.engine.block_manager import BlockManager
 from expertmesh.engine.budget import StepBudget
 from expertmesh.engine.counting import RoutingCounter
+from expertmesh.engine.draft_control import DraftControl
 from expertmesh.engine.engine import RouterEngine
 from expertmesh.engine.exchange.fused import FusedExchange
 from expertmesh.engine.exchange.sharded import ShardedExchange
@@ -196,6 +197,7 @@ class RouterModel:
             counter=self.counter,
             timer=self._timer,
             sink=streams.sink,
+            drafts=DraftControl(config.speculative.max_drafts, config.speculative.adaptive),
         )
 
     def link(

@@ -218,6 +218,8 @@ def news_to_proto(news: SequenceNews) -> pb.SequenceNews:
         stop_token_id=-1 if news.stop_token_id is None else news.stop_token_id,
         error=news.error,
         cause=news.cause,
+        draft_tokens=news.draft_tokens,
+        accepted_tokens=news.accepted_tokens,
     )
 
 

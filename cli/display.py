@@ -30,7 +30,11 @@ def grpc_address(config: DeploymentConfig) -> str:
 def model_line(config: DeploymentConfig, spec: ModelSpec) -> str:
     """One line about the checkpoint."""
     dtype = spec.dtype if config.model.dtype == "auto" else config.model.dtype
-    experts = f", {len(spec.moe_layers)} with {spec.n_experts} experts" if spec.n_experts else ""
+    experts = (
+        f", {len(spec.moe_layers) - spec.n_draft_moe_layers} with {spec.n_experts} experts"
+        if spec.n_experts
+        else ""
+    )
     return f"{config.served_name}: {spec.architecture}, {len(spec.layers)} layers{experts}, {dtype}"
 
 

@@ -282,7 +282,7 @@ def _serve(config: DeploymentConfig, console: Console, demo: bool = False, once:
     from expertmesh.configs.environment import Environment
     from expertmesh.models.checkpoint import check_checkpoint
 
-    spec = check_checkpoint(config.model.path)
+    spec = check_checkpoint(config.model.path, drafts=config.speculative.drafts)
     config = fit_to_model(config, spec)
     config = with_free_ports(config)
     address = None if demo else Environment.read().ray_address

@@ -58,6 +58,12 @@ def print_status(console: Console, topology: pb.Topology, models: Iterable[pb.Mo
             f"model {model.name}: {model.architecture}, up to {model.max_context_tokens} tokens{tokenizer}",
             highlight=False,
         )
+    if n_drafts := sum(member.draft_tokens for member in topology.routers):
+        n_accepted = sum(member.accepted_tokens for member in topology.routers)
+        console.print(
+            f"speculation: {n_accepted:,} of {n_drafts:,} drafts accepted ({100 * n_accepted / n_drafts:.1f} %)",
+            highlight=False,
+        )
     for line in display.change_lines(topology, time.time()):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     table = Table("rank", "role", "node", "pid", "device", "tokens", "share", box=None)

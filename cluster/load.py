@@ -54,6 +54,10 @@ class Load:
     none."""
     newest_weights: int = 0
     """Gateways: the version that new requests begin with; 0 while it was told of none."""
+    draft_tokens: int = 0
+    """Routers: drafts that were verified, since its start."""
+    accepted_tokens: int = 0
+    """Routers: those of them that were accepted."""
 
 
 class LoadTable:

@@ -55,6 +55,8 @@ def topology_update(
             update.cache_blocks_used.append(load.cache_blocks_used)
             update.running_requests.append(load.running_requests)
             update.queued_requests.append(load.queued_requests)
+            update.draft_tokens.append(load.draft_tokens)
+            update.accepted_tokens.append(load.accepted_tokens)
         update.expert_rows.extend(loads.expert_rows(view.generation))
         update.window_expert_rows.extend(chain.from_iterable(loads.window_expert_rows() or ()))
         update.window_host_rows.extend(loads.window_host_rows(view.generation))

@@ -132,6 +132,8 @@ def load_to_proto(load: Load) -> pb.LoadReport:
         busy_s=load.busy_s,
         oldest_weights=load.oldest_weights,
         newest_weights=load.newest_weights,
+        draft_tokens=load.draft_tokens,
+        accepted_tokens=load.accepted_tokens,
     )
 
 
@@ -155,4 +157,6 @@ def load_from_proto(message: pb.LoadReport) -> Load:
         busy_s=message.busy_s,
         oldest_weights=message.oldest_weights,
         newest_weights=message.newest_weights,
+        draft_tokens=message.draft_tokens,
+        accepted_tokens=message.accepted_tokens,
     )

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from expertmesh.configs.section import Section
 from expertmesh.configs.security import AccessConfig, SecurityConfig
+from expertmesh.configs.speculative import SpeculativeConfig
 
 Dtype = Literal["auto", "fp32", "bf16"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -327,6 +328,7 @@ class DeploymentConfig(Section):
     engine: EngineConfig = EngineConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    speculative: SpeculativeConfig = SpeculativeConfig()
     limits: LimitsConfig = LimitsConfig()
     failure: FailureConfig = FailureConfig()
     shutdown: ShutdownConfig = ShutdownConfig()

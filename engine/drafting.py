@@ -1,8 +1,8 @@
 """Drafts for the next step, out of the hidden states of the one that was just sampled.
 
-The drafter's first pass takes every token of the step with the one behind it: so its cache is filled along with
-the model's, prompts included. Behind a rejected draft it computes rows that nobody reads before the next step
-writes them again. Further passes take one token a sequence, each the draft before.
+The drafter's first pass takes every token of the step with the one behind it: so its cache is filled along
+with the model's, prompts included. Behind a rejected draft it computes rows that nobody reads before the
+next step writes them again. Further passes take one token a sequence, each the draft before.
 
 Shape suffixes: T tokens with padding, N sequences that draft, V vocabulary.
 """

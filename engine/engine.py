@@ -62,6 +62,8 @@ class RouterEngine:
         """Scheduled and not committed, with the version of its weights."""
         self._last: StepAgreement | None = None
         self._tokens = 0
+        self._draft_tokens = 0
+        self._accepted_tokens = 0
         self._thread = StepThread(
             "engine", follower, has_work=self._has_work, step=self.step, on_failure=self._fail_all
         )
@@ -100,6 +102,16 @@ class RouterEngine:
     def tokens(self) -> int:
         """Tokens computed since the start."""
         return self._tokens
+
+    @property
+    def draft_tokens(self) -> int:
+        """Drafts verified since the start."""
+        return self._draft_tokens
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Drafts accepted since the start."""
+        return self._accepted_tokens
 
     @property
     def load(self) -> RouterLoad:
@@ -175,7 +187,10 @@ class RouterEngine:
         if result is not None:
             self._counter.commit()
             self._tokens += batch.n_tokens
-            self._emit(self._queues.of(version).commit(batch, result))
+            news = self._queues.of(version).commit(batch, result)
+            self._draft_tokens += sum(item.draft_tokens for item in news)
+            self._accepted_tokens += sum(item.accepted_tokens for item in news)
+            self._emit(news)
             self._timer.mark("commit")
         step_ms = self._timer.commit(decode=bool(batch.n_tokens) and prefill_tokens == 0)
         self._budget.observe(step_ms, prefill_tokens)

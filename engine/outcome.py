@@ -81,8 +81,8 @@ def _take_tokens(
 def _new_prompt_scores(
     sequence: Sequence, scheduled: ScheduledSequence, outcome: SequenceResult
 ) -> tuple[int, tuple[SampledToken, ...]]:
-    """The position of the first, and those that were not delivered before: a recomputed prompt brings scores
-    again."""
+    """The position of the first, and those that were not delivered before: a recomputed prompt brings
+    scores again."""
     scored = outcome.prompt_scored
     if not scored:
         return 0, scored

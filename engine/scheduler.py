@@ -72,10 +72,6 @@ class Scheduler:
         self._waiting_tokens = 0
         self.n_preemptions = 0
         """Sequences that gave their blocks back, since the start."""
-        self.n_drafts = 0
-        """Drafts that were verified, since the start."""
-        self.n_accepted = 0
-        """Those that were accepted."""
 
     # ------------------------------------------------------------------ requests
 
@@ -227,8 +223,6 @@ class Scheduler:
             item = take_outcome(sequence, scheduled, outcome, self._limits)
             if item is not None:
                 news.append(item)
-                self.n_drafts += item.draft_tokens
-                self.n_accepted += item.accepted_tokens
             if item is not None and item.finish_reason is not None:
                 n_finished += 1
                 self._free_blocks(sequence)

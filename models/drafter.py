@@ -2,9 +2,9 @@
 
 DeepSeek-V3 (arXiv:2412.19437, section 2.2): out of the model's hidden state at position i and token i + 1,
 a further decoder layer at position i tells token i + 2. Embedding and head are the model's own. The hidden
-state is the one behind the final norm, as in the training code of the demo checkpoint, vLLM and SGLang; that
-of a further draft is what the layer leaves. On the demo checkpoint it makes no difference.
-DeepSeek-V4 keeps all residual streams, which embedding and hidden states enter by projections of their own.
+state is the one behind the final norm, as in the training code of the demo checkpoint and in vLLM; that
+for a further draft is what the layer leaves. DeepSeek-V4 keeps all residual streams, which
+embedding and hidden states enter by projections of their own.
 
 Shape suffixes: T tokens with padding, D hidden size.
 """

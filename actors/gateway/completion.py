@@ -72,6 +72,8 @@ class Completion:
         self._logprobs: list[LogprobRow] = []
         self._prompt_logprobs: list[LogprobRow] = []
         self._n_taken = 0
+        self._draft_tokens = 0
+        self._accepted_tokens = 0
         self._n_router_failures = 0
         self._last: pb.SequenceNews | None = None
 
@@ -130,6 +132,8 @@ class Completion:
         if news.token_ids and news.index < len(self._token_ids):
             return  # seen already
         self._token_ids.extend(news.token_ids)
+        self._draft_tokens += news.draft_tokens
+        self._accepted_tokens += news.accepted_tokens
         self._logprobs.extend(map(_row, news.logprobs))
         if news.finish_reason:
             self._last = news
@@ -148,6 +152,8 @@ class Completion:
         token_ids = self._token_ids[first:]
         delta = Delta(self.spec.index, token_ids=token_ids, logprobs=self._logprobs, weights=self.weights)
         self._logprobs = []
+        delta.draft_tokens, self._draft_tokens = self._draft_tokens, 0
+        delta.accepted_tokens, self._accepted_tokens = self._accepted_tokens, 0
         if first == 0:
             delta.prompt_logprobs = self._prompt_logprobs
         if self._decoder is not None:
@@ -197,6 +203,7 @@ class Completion:
         del self._token_ids[len(self._token_ids) - (len(delta.token_ids) - n_kept) :]
         delta.token_ids = delta.token_ids[:n_kept]
         delta.logprobs = delta.logprobs[:n_kept]
+        delta.accepted_tokens = min(delta.accepted_tokens, n_kept)
         delta.finish_reason, delta.stop_reason = "stop", stop
 
     def _ends_in_stop_token(self, last: pb.SequenceNews) -> bool:

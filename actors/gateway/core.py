@@ -265,4 +265,6 @@ def _join(deltas: list[Delta]) -> Completed:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         weights=last.weights,
+        draft_tokens=sum(delta.draft_tokens for delta in deltas),
+        accepted_tokens=sum(delta.accepted_tokens for delta in deltas),
     )

@@ -81,7 +81,7 @@ class Gateway:
         self._format = ChatFormat(None)
         if tokenizer is not None:
             self._format = select_format(config.model, path, tokenizer.has_token)
-        spec = check_checkpoint(path)
+        spec = check_checkpoint(path, drafts=config.speculative.drafts)
         self._finder = CoordinatorFinder(config)
         self._core = GatewayCore(
             model_card(config, spec),

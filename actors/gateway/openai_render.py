@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
-from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest
+from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, Spent
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.engine.request import LogprobRow
 
@@ -61,14 +61,20 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     }
 
 
-def usage(request: GenerationRequest, n_completion_tokens: int) -> dict[str, int]:
-    """What a request cost."""
+def usage(request: GenerationRequest, spent: Spent) -> dict[str, Any]:
+    """What a request cost; with speculation, how many drafts were right and wrong."""
     n_prompt = request.n_prompt_tokens
-    return {
+    figures: dict[str, Any] = {
         "prompt_tokens": n_prompt,
-        "completion_tokens": n_completion_tokens,
-        "total_tokens": n_prompt + n_completion_tokens,
+        "completion_tokens": spent.tokens,
+        "total_tokens": n_prompt + spent.tokens,
     }
+    if spent.draft_tokens:
+        figures["completion_tokens_details"] = {
+            "accepted_prediction_tokens": spent.accepted_tokens,
+            "rejected_prediction_tokens": spent.rejected_tokens,
+        }
+    return figures
 
 
 class Renderer:
@@ -106,15 +112,17 @@ class Renderer:
         self._chunk_head = _dumps({**self._head, "object": self.chunk_kind})[:-1]
         self._n_chars = [0] * request.n_completions
         self._started: set[int] = set()
-        self.n_completion_tokens = 0
-        """Over all completions, of what has been rendered."""
+        self.spent = Spent()
+        """Over all completions, on what has been rendered."""
 
     def whole(self, completions: Sequence[Completed]) -> dict[str, Any]:
         """The answer of a request that does not stream."""
-        self.n_completion_tokens = sum(len(completed.token_ids) for completed in completions)
+        self.spent = Spent()
+        for completed in completions:
+            self.spent.add(completed)
         answer = {**self._head, "system_fingerprint": _fingerprint(completions[0].weights)}
         answer["choices"] = [self._choice(i, c) for i, c in enumerate(completions)]
-        answer["usage"] = usage(self._request, self.n_completion_tokens)
+        answer["usage"] = usage(self._request, self.spent)
         if self._with_token_ids and len(self._request.prompts) == 1:
             answer["prompt_token_ids"] = self._request.prompts[0]
         if not self.prompt_in_choices and self._request.sampling[0].prompt_logprobs is not None:
@@ -127,7 +135,7 @@ class Renderer:
 
     def usage_chunk(self) -> str:
         """The event with the stream's usage."""
-        spent = _dumps(usage(self._request, self.n_completion_tokens))
+        spent = _dumps(usage(self._request, self.spent))
         return f'data: {self._chunk_head},"choices":[],"usage":{spent}}}\n\n'
 
     def _choice(self, index: int, completed: Completed) -> dict[str, Any]:
@@ -144,7 +152,7 @@ class Renderer:
 
     def _event(self, delta: Delta) -> str:
         index = delta.index
-        self.n_completion_tokens += len(delta.token_ids)
+        self.spent.add(delta)
         first = index not in self._started
         body = self._delta_body(delta, first)
         if body is None:

@@ -115,6 +115,10 @@ class Delta:
     """The stop string or token id that ended it; None for the end-of-sequence token."""
     weights: int = 0
     """The version of the weights that computed it."""
+    draft_tokens: int = 0
+    """Drafts that were verified for it."""
+    accepted_tokens: int = 0
+    """Tokens of it that had been drafted."""
 
 
 @dataclass(slots=True)
@@ -129,3 +133,27 @@ class Completed:
     stop_reason: str | int | None
     weights: int = 0
     """The version of the weights that computed it."""
+    draft_tokens: int = 0
+    """Drafts that were verified for it."""
+    accepted_tokens: int = 0
+    """Tokens of it that had been drafted."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """Tokens of a request's completions so far."""
+
+    tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def add(self, more: Delta | Completed) -> None:
+        """Counts a delta, or a whole completion."""
+        self.tokens += len(more.token_ids)
+        self.draft_tokens += more.draft_tokens
+        self.accepted_tokens += more.accepted_tokens
+
+    @property
+    def rejected_tokens(self) -> int:
+        """Drafts that were wrong, or came behind the end."""
+        return self.draft_tokens - self.accepted_tokens

@@ -18,7 +18,14 @@ from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
 from expertmesh.actors.gateway.cluster_changes import ClusterChanges
 from expertmesh.actors.gateway.core import GatewayCore
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError, invalid
-from expertmesh.actors.gateway.requests import Completed, Delta, GenerationRequest, RawParams, RawRequest
+from expertmesh.actors.gateway.requests import (
+    Completed,
+    Delta,
+    GenerationRequest,
+    RawParams,
+    RawRequest,
+    Spent,
+)
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.topology import public_expert_load, public_topology
 from expertmesh.engine.request import LogprobRow
@@ -67,6 +74,9 @@ class RpcFace:
         """Inference.Generate"""
         request = await self._validate(message, caller)
         completions = await self._core.complete(request)
+        spent = Spent()
+        for completed in completions:
+            spent.add(completed)
         tokenizer = self._core.tokenizer
         return public.GenerateResponse(
             request_id=request.request_id,
@@ -74,7 +84,7 @@ class RpcFace:
             prompt_token_ids=request.prompts[0],
             prompt_logprobs=_prompt_rows(request, completions[0].prompt_logprobs, tokenizer),
             completions=[_completion(i, c, tokenizer) for i, c in enumerate(completions)],
-            usage=_usage(request, sum(len(c.token_ids) for c in completions)),
+            usage=_usage(request, spent),
             weights_version=completions[0].weights,
         )
 
@@ -84,11 +94,11 @@ class RpcFace:
         """Inference.GenerateStream"""
         request = await self._validate(message, caller)
         core = self._core
-        n_open, n_tokens, first = request.n_completions, 0, True
+        n_open, seen, first = request.n_completions, Spent(), True
         async with aclosing(core.generate(request)) as stream:
             async for deltas in stream:
                 for delta in deltas:
-                    n_tokens += len(delta.token_ids)
+                    seen.add(delta)
                     n_open -= delta.finish_reason is not None
                     chunk = public.GenerateChunk(
                         request_id=request.request_id,
@@ -103,7 +113,7 @@ class RpcFace:
                         rows = _prompt_rows(request, delta.prompt_logprobs, core.tokenizer)
                         chunk.prompt_logprobs.extend(rows)
                     if n_open == 0:
-                        chunk.usage.CopyFrom(_usage(request, n_tokens))
+                        chunk.usage.CopyFrom(_usage(request, seen))
                     yield chunk
 
     async def tokenize(self, message: public.TokenizeRequest) -> public.TokenizeResponse:
@@ -257,5 +267,10 @@ def _row(row: LogprobRow, tokenizer: TextTokenizer | None) -> public.TokenLogpro
     return public.TokenLogprobs(chosen=chosen, top=top)
 
 
-def _usage(request: GenerationRequest, n_completion_tokens: int) -> public.Usage:
-    return public.Usage(prompt_tokens=request.n_prompt_tokens, completion_tokens=n_completion_tokens)
+def _usage(request: GenerationRequest, spent: Spent) -> public.Usage:
+    return public.Usage(
+        prompt_tokens=request.n_prompt_tokens,
+        completion_tokens=spent.tokens,
+        accepted_prediction_tokens=spent.accepted_tokens,
+        rejected_prediction_tokens=spent.rejected_tokens,
+    )

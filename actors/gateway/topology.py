@@ -39,6 +39,8 @@ def public_topology(update: pb.TopologyUpdate) -> public.Topology:
             tokens=_at(update.tokens, rank),
             cache_blocks=_at(update.cache_blocks, rank),
             cache_blocks_used=_at(update.cache_blocks_used, rank),
+            draft_tokens=_at(update.draft_tokens, rank),
+            accepted_tokens=_at(update.accepted_tokens, rank),
         )
         (topology.routers if member.role == pb.ROLE_ROUTER else topology.experts).append(shown)
     for layer in generation.placement:
@@ -111,6 +113,8 @@ def _member_json(member: public.Member, update: pb.TopologyUpdate) -> dict[str, 
         "tokens": member.tokens,
         "cache_blocks": member.cache_blocks,
         "cache_blocks_used": member.cache_blocks_used,
+        "draft_tokens": member.draft_tokens,
+        "accepted_tokens": member.accepted_tokens,
         "decode_profile": {"steps": profile.steps, "part_ms": dict(profile.part_ms)},
     }
 

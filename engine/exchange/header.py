@@ -73,7 +73,7 @@ class StepAgreement:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Rows that each rank dispatches in every MoE layer of the model, and in the drafter's first pass."""
+        """Rows that each rank dispatches in every MoE layer, the drafter's first pass included."""
         return tuple(h.tokens for h in self.headers)
 
     @property

@@ -117,7 +117,7 @@ class RouterLoad(_message.Message):
     def __init__(self, queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_tokens: _Optional[int] = ...) -> None: ...
 
 class SequenceNews(_message.Message):
-    __slots__ = ("request_id", "attempt", "index", "token_ids", "logprobs", "prompt_index", "prompt_logprobs", "finish_reason", "stop_token_id", "error", "cause")
+    __slots__ = ("request_id", "attempt", "index", "token_ids", "logprobs", "prompt_index", "prompt_logprobs", "finish_reason", "stop_token_id", "error", "cause", "draft_tokens", "accepted_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,8 @@ class SequenceNews(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     index: int
@@ -140,7 +142,9 @@ class SequenceNews(_message.Message):
     stop_token_id: int
     error: str
     cause: str
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., prompt_index: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
+    draft_tokens: int
+    accepted_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., prompt_index: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cause: _Optional[str] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class LogprobRow(_message.Message):
     __slots__ = ("token_ids", "logprobs", "rank")
@@ -265,7 +269,7 @@ class ProbeReport(_message.Message):
     def __init__(self, round: _Optional[int] = ..., reached: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "host_rows_generation", "host_rows", "running_requests", "queued_requests", "queued_tokens", "busy_s", "oldest_weights", "newest_weights")
+    __slots__ = ("tokens", "expert_rows", "outstanding_requests", "decode_profile", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "host_rows_generation", "host_rows", "running_requests", "queued_requests", "queued_tokens", "busy_s", "oldest_weights", "newest_weights", "draft_tokens", "accepted_tokens")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +286,8 @@ class LoadReport(_message.Message):
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
     OLDEST_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     NEWEST_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     expert_rows: _containers.RepeatedScalarFieldContainer[int]
     outstanding_requests: int
@@ -298,7 +304,9 @@ class LoadReport(_message.Message):
     busy_s: float
     oldest_weights: int
     newest_weights: int
-    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., host_rows_generation: _Optional[int] = ..., host_rows: _Optional[_Iterable[int]] = ..., running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ..., oldest_weights: _Optional[int] = ..., newest_weights: _Optional[int] = ...) -> None: ...
+    draft_tokens: int
+    accepted_tokens: int
+    def __init__(self, tokens: _Optional[int] = ..., expert_rows: _Optional[_Iterable[int]] = ..., outstanding_requests: _Optional[int] = ..., decode_profile: _Optional[_Union[StepProfile, _Mapping]] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_used: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., host_rows_generation: _Optional[int] = ..., host_rows: _Optional[_Iterable[int]] = ..., running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ..., oldest_weights: _Optional[int] = ..., newest_weights: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class StepProfile(_message.Message):
     __slots__ = ("steps", "part_ms")
@@ -463,7 +471,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyUpdate(_message.Message):
-    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale", "gateways", "changes", "outside", "running_requests", "queued_requests")
+    __slots__ = ("generation", "state", "reason", "tokens", "expert_rows", "draining", "outstanding_requests", "decode_profiles", "cache_blocks", "cache_blocks_used", "loaded_bytes", "total_bytes", "last_change", "change", "window_expert_rows", "window_host_rows", "imbalance", "targets", "stale", "gateways", "changes", "outside", "running_requests", "queued_requests", "draft_tokens", "accepted_tokens")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -488,6 +496,8 @@ class TopologyUpdate(_message.Message):
     OUTSIDE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationSpec
     state: str
     reason: str
@@ -512,7 +522,9 @@ class TopologyUpdate(_message.Message):
     outside: _containers.RepeatedCompositeFieldContainer[OutsideMember]
     running_requests: _containers.RepeatedScalarFieldContainer[int]
     queued_requests: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ..., gateways: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., outside: _Optional[_Iterable[_Union[OutsideMember, _Mapping]]] = ..., running_requests: _Optional[_Iterable[int]] = ..., queued_requests: _Optional[_Iterable[int]] = ...) -> None: ...
+    draft_tokens: _containers.RepeatedScalarFieldContainer[int]
+    accepted_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, generation: _Optional[_Union[GenerationSpec, _Mapping]] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., expert_rows: _Optional[_Iterable[int]] = ..., draining: _Optional[bool] = ..., outstanding_requests: _Optional[int] = ..., decode_profiles: _Optional[_Iterable[_Union[StepProfile, _Mapping]]] = ..., cache_blocks: _Optional[_Iterable[int]] = ..., cache_blocks_used: _Optional[_Iterable[int]] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., last_change: _Optional[_Union[Change, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., window_expert_rows: _Optional[_Iterable[int]] = ..., window_host_rows: _Optional[_Iterable[int]] = ..., imbalance: _Optional[float] = ..., targets: _Optional[_Union[ScaleTargets, _Mapping]] = ..., stale: _Optional[bool] = ..., gateways: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., outside: _Optional[_Iterable[_Union[OutsideMember, _Mapping]]] = ..., running_requests: _Optional[_Iterable[int]] = ..., queued_requests: _Optional[_Iterable[int]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., accepted_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OutsideMember(_message.Message):
     __slots__ = ("member", "outstanding_requests")

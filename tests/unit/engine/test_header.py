@@ -14,7 +14,7 @@ def test_a_header_survives_its_journey() -> None:
 
 
 def test_what_a_step_exchanges_follows_from_the_headers() -> None:
-    """Three layers, the last the drafter's; two routers that want different numbers of drafts, and a host."""
+    """Three layers, the last the drafter's; two routers that want other numbers of drafts, and a host."""
     a = StepHeader(1, 0, tokens=7, draft_passes=2, draft_tokens=3)
     b = StepHeader(1, 0, tokens=5, draft_passes=1, draft_tokens=4)
     host = StepHeader(1, 0)
