@@ -61,7 +61,7 @@ def print_status(console: Console, topology: pb.Topology, models: Iterable[pb.Mo
     if n_drafts := sum(member.draft_tokens for member in topology.routers):
         n_accepted = sum(member.accepted_tokens for member in topology.routers)
         console.print(
-            f"speculation: {n_accepted:,} of {n_drafts:,} drafts accepted ({100 * n_accepted / n_drafts:.1f} %)",
+            f"speculation: {n_accepted:,} of {n_drafts:,} drafts accepted ({n_accepted / n_drafts:.1%})",
             highlight=False,
         )
     for line in display.change_lines(topology, time.time()):

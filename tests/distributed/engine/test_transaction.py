@@ -52,11 +52,24 @@ def test_an_interrupted_step_leaves_no_trace(
     demo_checkpoint: Path,
 ) -> None:
     checkpoint = demo_checkpoint if kind == "demo" else tiny_checkpoint(kind)  # type: ignore[arg-type]
-    settings = Settings(checkpoint, max_step_tokens=24, tile_rows=8)
+    check(checkpoint, drafts=0)
+
+
+@pytest.mark.parametrize("kind", ["demo", "v4"])
+def test_an_interrupted_step_with_drafts_leaves_no_trace(
+    kind: str, draft_checkpoint: Callable[..., Path], demo_checkpoint: Path
+) -> None:
+    check(demo_checkpoint if kind == "demo" else draft_checkpoint(kind, agreeable=True), drafts=2)
+
+
+def check(checkpoint: Path, drafts: int) -> None:
+    """Compares a deployment that is abandoned over and over with one that is left alone."""
+    settings = Settings(checkpoint, max_step_tokens=24, tile_rows=8, drafts=drafts)
     with LocalDeployment(settings) as undisturbed:
         expected = undisturbed.run(requests())
         n_moe_layers = len(undisturbed._spec.moe_layers)
-    plan = abort_after_each(1 + 2 * n_moe_layers)
+    # The drafter's layer comes once more for each draft behind the first.
+    plan = abort_after_each(1 + 2 * (n_moe_layers + max(drafts - 1, 0)))
     with LocalDeployment(settings, plan) as disturbed:
         got = disturbed.run(requests())
 

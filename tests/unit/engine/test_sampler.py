@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,3 +168,33 @@ def test_a_head_of_another_shape_or_type_is_named(head: Callable[[list[int]], Te
     batch = StepBatch((sequence(0, SamplingParams(max_tokens=9)),))
     with pytest.raises(ValueError, match=r"expected fp32 \[1, 97\]"):
         Sampler(97, CPU)(batch, head)
+
+
+@pytest.mark.parametrize("options", MIXED, ids=str)
+def test_a_verified_row_is_drawn_as_it_would_be_alone(options: dict[str, Any]) -> None:
+    """Token by token without drafts, then all in one step with drafts that are right up to some place."""
+    vocab_size, n_drafts = 97, 3
+    sampler = Sampler(vocab_size, CPU)
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(n_drafts + 1, vocab_size, generator=generator) * 3
+    stops = frozenset(range(0, vocab_size, 2))
+    params = SamplingParams(max_tokens=90, min_tokens=42, seed=3, stop_token_ids=stops, **options)
+    first = sequence(1, params)
+    alone = []
+    for place in range(n_drafts + 1):
+        drawn = tuple(token.token_id for token in alone)
+        one = replace(
+            first,
+            n_context=first.n_context + place,
+            penalty_token_ids=first.penalty_token_ids + drawn if params.penalised else (),
+        )
+        ((token,),) = (r.sampled for r in run(sampler, [one], [logits[place : place + 1]]))
+        alone.append(token)
+    # Of the 40 output tokens before and those drawn, two are too few to stop.
+    assert [token.token_id in stops for token in alone[:2]] == [False, False]
+    right = [token.token_id for token in alone]
+    for n_right in range(n_drafts + 1):
+        drafts = [*right[:n_right], *((t + 1) % vocab_size for t in right[n_right:n_drafts])]
+        verify = replace(first, token_ids=(1, *drafts), n_drafts=n_drafts)
+        (result,) = run(sampler, [verify], [logits])
+        assert list(result.sampled) == alone[: n_right + 1]
