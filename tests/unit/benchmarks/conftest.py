@@ -29,3 +29,4 @@ load_file("live_bench", REPOSITORY / "benchmarks" / "live_bench" / "__init__.py"
 load_file("chaos_bench", REPOSITORY / "benchmarks" / "chaos_bench" / "__init__.py")
 load_file("make_bench_checkpoint", REPOSITORY / "tools" / "make_bench_checkpoint.py")
 load_file("quantised_benchmark", REPOSITORY / "benchmarks" / "quantised.py")
+load_file("speculative_benchmark", REPOSITORY / "benchmarks" / "speculative.py")

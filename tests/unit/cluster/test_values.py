@@ -82,7 +82,7 @@ def test_messages_carry_everything(generation: Generation) -> None:
     assert member_from_proto(hello) == member_info("r0")
     assert generation_from_proto(hello.running) == generation
     assert (hello.generation, hello.seen_generation) == (2, 3)
-    load = Load(5, (1, 2), 3, 4, {"gate": 0.5}, 100, 7, 8, 9, 10, (11, 12), 13, 14, 15, 1.5, 16, 17)
+    load = Load(5, (1, 2), 3, 4, {"gate": 0.5}, 100, 7, 8, 9, 10, (11, 12), 13, 14, 15, 1.5, 16, 17, 18, 19)
     assert 0 not in astuple(load), "every figure is told"
     assert load_from_proto(load_to_proto(load)) == load
 
