@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from expertmesh.configs.section import Section
+
+
+def _spelled_out(method: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if method is False else method
 
 
 class SpeculativeConfig(Section):
     """Tokens that are drafted and then verified, several a step. Answers stay what they are without."""
 
-    method: Literal["off", "mtp"] = "off"
+    method: Annotated[Literal["off", "mtp"], BeforeValidator(_spelled_out)] = "off"
     """`mtp`: by the checkpoint's multi-token-prediction module, which is loaded then: one more layer, with
     experts of its own on the expert hosts."""
     tokens: int = Field(default=1, ge=1, le=16)

@@ -175,3 +175,13 @@ def test_custom_resources_have_names_of_their_own_and_amounts(write, resources, 
     message = refusal(write("model: {path: w}"), f"experts.resources={resources}")
     assert "experts.resources" in message
     assert part in message
+
+
+def test_speculation_is_off_unless_asked_for_and_off_is_no_truth_value(write):
+    assert load_config(write("model: {path: weights}")).speculative.max_drafts == 0
+    spelled = load_config(
+        write("model: {path: weights}\nspeculative: {method: off, tokens: 3}")
+    ).speculative
+    assert (spelled.method, spelled.max_drafts) == ("off", 0)
+    assert load_config(write("model: {path: w}"), ["speculative.method=mtp"]).speculative.max_drafts == 1
+    assert "speculative.method" in refusal(write("model: {path: w}\nspeculative: {method: on}"))
