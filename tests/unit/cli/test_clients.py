@@ -150,7 +150,7 @@ def test_status_json_has_numbers(deployment):
     assert answer["topology"]["generation"] == 3
     assert answer["topology"]["experts"][1] == {
         "rank": 2, "node": "n0", "pid": 12, "incarnation": "c", "device": "cpu", "tokens": 100,
-        "cache_blocks": 0, "cache_blocks_used": 0,
+        "cache_blocks": 0, "cache_blocks_used": 0, "draft_tokens": 0, "accepted_tokens": 0,
     }  # fmt: skip
     assert (answer["topology"]["last_change"], answer["topology"]["imbalance"]) == (None, 0.0)
     assert answer["models"] == [
