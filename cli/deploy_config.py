@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from expertmesh.configs.schema import DeploymentConfig, LiveSettings
+from expertmesh.configs.schema import DeploymentConfig, HttpConfig, LiveSettings
 
 IMPORT_PATH = "expertmesh.actors.app:build"
 
@@ -20,7 +20,7 @@ def serve_deploy_config(config: DeploymentConfig, servicer_functions: Sequence[s
     """YAML for `serve deploy`, Serve's REST interface, or a RayService's `serveConfigV2`."""
     settings: dict[str, Any] = {
         "proxy_location": "EveryNode",
-        "http_options": {"host": config.http.host, "port": config.http.port},
+        "http_options": http_options(config.http),
         "grpc_options": {"port": config.grpc.port, "grpc_servicer_functions": list(servicer_functions)},
         "applications": [
             {
@@ -34,6 +34,14 @@ def serve_deploy_config(config: DeploymentConfig, servicer_functions: Sequence[s
         ],
     }
     return yaml.safe_dump(settings, sort_keys=False)
+
+
+def http_options(http: HttpConfig) -> dict[str, Any]:
+    """What Serve's HTTP proxies are started with."""
+    options: dict[str, Any] = {"host": http.host, "port": http.port}
+    if http.tls_cert_file is not None:
+        options |= {"ssl_certfile": str(http.tls_cert_file), "ssl_keyfile": str(http.tls_key_file)}
+    return options
 
 
 def _args(config: DeploymentConfig) -> dict[str, Any]:

@@ -16,6 +16,11 @@ LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
 
+def http_url(config: DeploymentConfig) -> str:
+    """Where HTTP clients on this machine call."""
+    return f"{'https' if config.http.tls_cert_file else 'http'}://{http_address(config)}"
+
+
 def http_address(config: DeploymentConfig) -> str:
     """HOST:PORT at which this machine reaches the HTTP proxy."""
     host = LOOPBACK if config.http.host in EVERY_INTERFACE else config.http.host
@@ -130,16 +135,16 @@ def loaded_fraction(topology: pb.Topology | None) -> float | None:
 
 def print_ready(console: Console, config: DeploymentConfig, dashboard_url: str) -> None:
     """Endpoints and example calls."""
-    grpc, http, name = grpc_address(config), http_address(config), config.served_name
+    grpc, http, name = grpc_address(config), http_url(config), config.served_name
     body = json.dumps({"prompt": "The SELECT statement", "params": {"max_tokens": 32}})
     completion = json.dumps({"model": name, "prompt": "The SELECT statement", "max_tokens": 32})
     openai = (
-        f"from openai import OpenAI; client = OpenAI(base_url='http://{http}/v1', api_key='-'); "
+        f"from openai import OpenAI; client = OpenAI(base_url='{http}/v1', api_key='-'); "
         f"print(client.completions.create(model='{name}', prompt='The SELECT statement').choices[0].text)"
     )
     lines = [
         f"[bold]gRPC[/]       {grpc}",
-        f"[bold]HTTP[/]       http://{http}/v1",
+        f"[bold]HTTP[/]       {http}/v1",
     ]
     if dashboard_url:
         lines.append(f"[bold]dashboard[/]  {dashboard_url}")
@@ -148,9 +153,7 @@ def print_ready(console: Console, config: DeploymentConfig, dashboard_url: str) 
         "[bold]Try it[/]",
         escape(f"  expertmesh generate --address {grpc} --prompt 'The SELECT statement' --max-tokens 32"),
         escape(f"  grpcurl -plaintext -d '{body}' {grpc} expertmesh.v1.Inference/GenerateStream"),
-        escape(
-            f"  curl http://{http}/v1/completions -H 'Content-Type: application/json' -d '{completion}'"
-        ),
+        escape(f"  curl {http}/v1/completions -H 'Content-Type: application/json' -d '{completion}'"),
         escape(f'  python -c "{openai}"'),
         "",
     ]

@@ -18,6 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from expertmesh.cli import processes
+from expertmesh.cli.deploy_config import http_options
 from expertmesh.cli.errors import CliError
 from expertmesh.configs.environment import RAY_ADDRESS_VARIABLE
 from expertmesh.configs.schema import DeploymentConfig
@@ -111,7 +112,7 @@ class RayCluster:
             return
         with _serve_errors("Serve did not start"):
             serve.start(
-                http_options={"host": config.http.host, "port": config.http.port},
+                http_options=http_options(config.http),
                 grpc_options=gRPCOptions(
                     port=config.grpc.port, grpc_servicer_functions=list(servicer_functions)
                 ),

@@ -156,6 +156,7 @@ def _resolve_paths(config: DeploymentConfig, base: Path) -> DeploymentConfig:
         update={
             "model": model,
             "access": _absolute(config.access, base),
+            "http": _absolute(config.http, base),
             "security": security.model_copy(update={"internal_tls": tls}),
         }
     )

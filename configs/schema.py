@@ -291,6 +291,10 @@ class HttpConfig(Section):
     """The interface; `0.0.0.0` for all."""
     port: int = Field(default=8000, ge=0, le=65535)
     """0: `expertmesh serve` picks a free one."""
+    tls_cert_file: Path | None = None
+    """PEM, on every node with a proxy; with it Serve's proxies speak HTTPS. Read once, when Serve starts."""
+    tls_key_file: Path | None = None
+    """The certificate's key."""
 
 
 class GrpcConfig(Section):
@@ -361,6 +365,11 @@ class DeploymentConfig(Section):
                 failure.heartbeat_s >= failure.deadline_s,
                 "failure.heartbeat_s",
                 f"must be below failure.deadline_s, {failure.deadline_s}",
+            ),
+            (
+                (self.http.tls_cert_file is None) != (self.http.tls_key_file is None),
+                "http",
+                "needs both tls_cert_file and tls_key_file, or neither",
             ),
             (
                 len({path is None for path in (tls.cert_file, tls.key_file, tls.ca_file)}) > 1,

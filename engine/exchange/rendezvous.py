@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
@@ -20,14 +21,22 @@ Transport = Literal["local", "gloo", "nccl"]
 or NCCL where every rank has a GPU of its own."""
 
 c10d: Any = dist
+BACKLOG = 1024
+"""Connections that may wait to be accepted: all members of a generation call at once."""
 
 
 class Store:
-    """The torch store that a router offers for the groups in which it is rank 0."""
+    """The torch store that a router offers, on `host` alone, for the groups in which it is rank 0."""
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._server = c10d.TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
+        # Left to itself the store would listen on every interface.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
+        port = listener.getsockname()[1]
+        self._server = c10d.TCPStore(
+            host, port, None, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
 
     @property
     def address(self) -> str:

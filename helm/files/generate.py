@@ -1,9 +1,13 @@
-"""What `helm test` runs: waits until the release serves, then asks for tokens over HTTP and over gRPC."""
+"""What `helm test` runs: waits until the release serves, then asks for tokens over HTTP and over gRPC.
+
+Where keys are asked for it also sees that it is refused without; lacking a key that is all it can do.
+"""
 
 import json
 import os
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import grpc
@@ -18,8 +22,23 @@ POLL_S = 2.0
 
 
 def key() -> str:
-    """The first key of the mounted Secret; empty without."""
-    return next(iter(os.environ.get("API_KEYS", "").split()), "")
+    """The API key; empty without."""
+    return os.environ.get("API_KEY", "")
+
+
+def health() -> str:
+    with urllib.request.urlopen(f"{os.environ['HTTP_URL']}/health", timeout=CALL_S) as response:
+        return json.load(response)["state"]
+
+
+def refusal() -> str:
+    try:
+        urllib.request.urlopen(f"{os.environ['HTTP_URL']}/v1/models", timeout=CALL_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            return "401 without a key"
+        raise
+    sys.exit("the API answers without a key")
 
 
 def over_http() -> str:
@@ -51,7 +70,9 @@ def over_grpc() -> str:
 
 def main() -> None:
     deadline_s = time.monotonic() + float(os.environ["TIMEOUT_S"])
-    for ask in (over_http, over_grpc):
+    asks_for_keys = bool(os.environ.get("ASKS_FOR_KEYS"))
+    generate = (over_http, over_grpc) if key() or not asks_for_keys else ()
+    for ask in (health, *((refusal,) if asks_for_keys else ()), *generate):
         while True:
             try:
                 print(f"{ask.__name__}: {ask()!r}", flush=True)

@@ -124,6 +124,12 @@ spec:
         {{- if and $values.apiKeys.enabled (eq .name "gateway") }}
         - {name: api-keys, mountPath: /etc/expertmesh/api-keys, readOnly: true}
         {{- end }}
+        {{- if $values.internal.clusterSecret }}
+        - {name: cluster-secret, mountPath: /etc/expertmesh/cluster-secret, readOnly: true}
+        {{- end }}
+        {{- if $values.internal.tlsSecret }}
+        - {name: tls, mountPath: /etc/expertmesh/tls, readOnly: true}
+        {{- end }}
         {{- with $values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -153,6 +159,18 @@ spec:
     - name: api-keys
       secret:
         secretName: {{ include "expertmesh.apiKeysSecret" $root }}
+        defaultMode: 0440
+    {{- end }}
+    {{- with $values.internal.clusterSecret }}
+    - name: cluster-secret
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+    {{- end }}
+    {{- with $values.internal.tlsSecret }}
+    - name: tls
+      secret:
+        secretName: {{ . }}
         defaultMode: 0440
     {{- end }}
     {{- with $values.extraVolumes }}

@@ -29,6 +29,18 @@ and autoscaling stand under `deployments`, where Serve changes them without buil
 {{- $deployments = append $deployments $deployment -}}
 {{- end -}}
 {{- $_ := set $args "counts_from_serve" true -}}
+{{- if .Values.apiKeys.enabled -}}
+{{- $_ := set $args "access" (merge (dict "key_file" "/etc/expertmesh/api-keys/keys") (default dict $args.access)) -}}
+{{- end -}}
+{{- $security := default dict $args.security -}}
+{{- if .Values.internal.clusterSecret -}}
+{{- $_ := set $security "cluster_secret_file" "/etc/expertmesh/cluster-secret/secret" -}}
+{{- end -}}
+{{- if .Values.internal.tlsSecret -}}
+{{- $files := dict "cert_file" "/etc/expertmesh/tls/tls.crt" "key_file" "/etc/expertmesh/tls/tls.key" "ca_file" "/etc/expertmesh/tls/ca.crt" -}}
+{{- $_ := set $security "internal_tls" (merge $files (default dict $security.internal_tls)) -}}
+{{- end -}}
+{{- with $security }}{{ $_ := set $args "security" . }}{{ end -}}
 {{- $_ := set $args "http" (merge (dict "host" "0.0.0.0" "port" (include "expertmesh.httpPort" . | int)) (default dict $args.http)) -}}
 proxy_location: EveryNode
 http_options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,16 +11,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 import ray
 import yaml
 from helm_chart import CHART, Chart, Rendering, unpack_tools
 from ray import serve
+from serve_clients import Call
 from serve_cluster import (
     OBJECT_STORE_BYTES,
     POLL_S,
@@ -47,15 +52,28 @@ class Release:
     chart: Chart
     dashboard_url: str
     settings: tuple[str, ...]
+    key_file: Path
+    """Stands for the Secret that the gateways' pods mount."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """What the chart has drawn, by role."""
     rendering: Rendering = field(init=False)
 
     def upgrade(self, *changes: str) -> None:
         """Renders with changes and hands the result to Serve, as the operator does."""
         self.rendering = self.chart.render((), *self.settings, *changes)
+        if not self.keys:  # an upgrade finds the Secrets there
+            secrets = {s["metadata"]["name"]: s["data"] for s in self.rendering.of("Secret")}
+            [clear] = [data for name, data in secrets.items() if name.endswith("-api-keys-clear")]
+            [hashed] = [data for name, data in secrets.items() if name.endswith("-api-keys")]
+            self.keys = {role: b64decode(key).decode() for role, key in clear.items()}
+            self.key_file.write_bytes(b64decode(hashed["keys"]))
         headers = {"Content-Type": "application/json"}
         if TOKEN_FILE.exists():
             headers["Authorization"] = f"Bearer {TOKEN_FILE.read_text().strip()}"
-        body = json.dumps(self.rendering.serve_config).encode()
+        config = self.rendering.serve_config
+        assert config["applications"][0]["args"]["access"] == {"key_file": "/etc/expertmesh/api-keys/keys"}
+        config["applications"][0]["args"]["access"]["key_file"] = str(self.key_file)
+        body = json.dumps(config).encode()
         url = f"{self.dashboard_url}/api/serve/applications/"
         request = urllib.request.Request(url, body, headers, method="PUT")
         with urllib.request.urlopen(request, timeout=SETTLE_S) as response:
@@ -71,14 +89,21 @@ class Release:
             f"http://127.0.0.1:{config['http_options']['port']}",
             f"127.0.0.1:{config['grpc_options']['port']}",
             self.dashboard_url,
+            self.keys["admin"],
         )
 
     def helm_test(self) -> subprocess.CompletedProcess[str]:
         """Runs what the pod of `helm test` runs."""
         [container] = self.rendering.one("Pod")["spec"]["containers"]
         deployment = self.deployment
-        given = {variable["name"]: variable["value"] for variable in container["env"]}
-        here = {"HTTP_URL": deployment.http_url, "GRPC_ADDRESS": deployment.grpc_address}
+        given = {v["name"]: v["value"] for v in container["env"] if "value" in v}
+        [secret] = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]
+        assert secret["name"].endswith("-api-keys-clear")
+        here = {
+            "HTTP_URL": deployment.http_url,
+            "GRPC_ADDRESS": deployment.grpc_address,
+            "API_KEY": self.keys[secret["key"]],
+        }
         command = [sys.executable, *container["command"][1:], *container["args"]]
         return subprocess.run(
             command, env=os.environ | given | here, capture_output=True, text=True, timeout=START_S
@@ -112,8 +137,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
         "deployment.experts.threads=1",
         "deployment.device=cpu",
         "monitoring.prometheusRule.enabled=true",
+        "apiKeys.enabled=true",
     )
-    found = Release(chart, f"http://{context.dashboard_url}", settings)
+    key_file = tmp_path_factory.mktemp("api-keys") / "keys"
+    found = Release(chart, f"http://{context.dashboard_url}", settings, key_file)
     try:
         found.upgrade()
         yield found
@@ -130,7 +157,7 @@ def pids(topology: pb.Topology) -> list[set[int]]:
 def refused(deployment: Deployment, **body: Any) -> bool:
     """Whether the gateway refuses a request as invalid."""
     text = json.dumps({"model": "", "prompt": "a", "max_tokens": 1} | body).encode()
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {deployment.key}"}
     request = urllib.request.Request(f"{deployment.http_url}/v1/completions", text, headers)
     try:
         urllib.request.urlopen(request, timeout=SETTLE_S).close()
@@ -144,9 +171,29 @@ def refused(deployment: Deployment, **body: Any) -> bool:
 def test_what_the_chart_renders_generates_tokens(release: Release) -> None:
     done = release.helm_test()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["over_http", "over_grpc"]
+    told = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert told == ["health", "refusal", "over_http", "over_grpc"]
     topology = release.deployment.until_settled(1, 2)
     assert topology.state == "running"
+
+
+def test_openais_client_and_grpc_are_answered_with_keys_and_refused_without(release: Release) -> None:
+    deployment, call = release.deployment, Call(prompt=(5, 6, 7), max_tokens=4)
+    user = replace(deployment, key=release.keys["user"])
+
+    async def ask() -> None:
+        async with user.clients() as clients:
+            assert (await clients.http_whole(call)).token_ids == (await clients.grpc_whole(call)).token_ids
+        async with replace(deployment, key="").clients() as clients:
+            with pytest.raises(openai.AuthenticationError):
+                await clients.http_whole(call)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await clients.grpc_whole(call)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    asyncio.run(ask())
+    with pytest.raises(grpc.RpcError, match="needs a key with the role admin"):
+        user.cluster_call("Rebalance", pb.RebalanceRequest())
 
 
 def test_an_upgrade_scales_and_sets_limits_without_restarting_anything(release: Release) -> None:
@@ -192,7 +239,8 @@ def test_the_metrics_that_alerts_name_are_exported(release: Release) -> None:
     assert refused(deployment, max_tokens=-1)
     wrong = pb.GenerateRequest(prompt="a", params=pb.SamplingParams(temperature=-1.0))
     with grpc.insecure_channel(deployment.grpc_address) as channel:
-        stream = rpc.InferenceStub(channel).GenerateStream(wrong, timeout=SETTLE_S)
+        stub = rpc.InferenceStub(channel)
+        stream = stub.GenerateStream(wrong, timeout=SETTLE_S, metadata=deployment.metadata)
         with pytest.raises(grpc.RpcError):
             list(stream)
     [group] = release.rendering.one("PrometheusRule")["spec"]["groups"]

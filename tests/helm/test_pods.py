@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from expertmesh.actors.gateway.access.key_file import keyring_of
+from expertmesh.configs.load import config_from_dict
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 MATRIX = [(), *[(path,) for path in VALUES]]
@@ -106,7 +110,37 @@ def test_keys_reach_the_gateways_alone(chart):
         if any(v.get("secret", {}).get("secretName") == "edge-api-keys" for v in spec.get("volumes", []))
     }
     assert holders == {"gateway"}
-    assert {s["metadata"]["name"] for s in rendering.of("Secret")} == {"edge-api-keys", "edge-ray-token"}
+    secrets = {s["metadata"]["name"]: s for s in rendering.of("Secret")}
+    assert secrets.keys() == {"edge-api-keys", "edge-api-keys-clear", "edge-ray-token"}
+    holders = {name for name, spec in pods(rendering).items() if "edge-api-keys-clear" in str(spec)}
+    assert holders == {"test"}
+    clear = {
+        name: b64decode(value).decode() for name, value in secrets["edge-api-keys-clear"]["data"].items()
+    }
+    keyring = keyring_of(b64decode(secrets["edge-api-keys"]["data"]["keys"]), Path("keys"))
+    assert {name: keyring.find(key).access.name.lower() for name, key in clear.items()} == {
+        "admin": "admin",
+        "user": "user",
+    }
+    [application] = rendering.serve_config["applications"]
+    assert application["args"]["access"]["key_file"] == "/etc/expertmesh/api-keys/keys"
+    assert not any(key in str(rendering.ray_service) for key in clear.values())
+
+
+def test_a_cluster_secret_and_certificates_reach_every_pod_and_the_deployment(chart):
+    rendering = chart.render(BY_NAME["secrets"])
+    for name, spec in pods(rendering).items():
+        if name == "test":
+            continue
+        mounts = {m["name"]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
+        held = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+        assert (held["cluster-secret"], held["tls"]) == ("between-pods", "internal-tls")
+        assert mounts["cluster-secret"] == "/etc/expertmesh/cluster-secret"
+        assert mounts["tls"] == "/etc/expertmesh/tls"
+    [application] = rendering.serve_config["applications"]
+    security = config_from_dict(application["args"]).security
+    assert security.internal_tls.enabled
+    assert str(security.cluster_secret_file) == "/etc/expertmesh/cluster-secret/secret"
 
 
 def test_secrets_that_exist_are_used_and_not_made(chart):

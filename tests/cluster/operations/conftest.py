@@ -1,4 +1,4 @@
-"""One deployment with API keys, which all modules of this folder share."""
+"""One deployment with API keys, a cluster secret and mutual TLS, which all modules of this folder share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import ray
 from api_keys import entry, write_keys
+from certificates import Authority
 from serve_cluster import TOKEN_FILE, Deployment, ServeCluster
 
 from expertmesh.actors.gateway.access.keys import new_key
+from expertmesh.cluster.trust.secret import new_secret
 from expertmesh.configs.schema import DeploymentConfig
 
 KEY_RELOAD_S = 0.2
@@ -66,7 +68,7 @@ def operated(
     if RUNNING not in folder.stash:
         running = contextlib.ExitStack()
         folder.addfinalizer(running.close)
-        operated = _start(demo_config, tmp_path_factory.mktemp("api-keys") / "keys.yaml")
+        operated = _start(demo_config, tmp_path_factory.mktemp("operated"))
         folder.stash[RUNNING] = running.enter_context(operated)
     found = folder.stash[RUNNING]
     found.admin.until_complete()
@@ -74,13 +76,22 @@ def operated(
 
 
 @contextlib.contextmanager
-def _start(demo_config: Callable[..., DeploymentConfig], key_file: Path) -> Iterator[Operated]:
+def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterator[Operated]:
+    key_file = folder / "keys.yaml"
     admin_key, user_key = new_key(), new_key()
     write_keys(key_file, entry(admin_key, "admin", "operator"), entry(user_key, "user", "service"))
+    secret_file = folder / "secret"
+    secret_file.write_text(new_secret())
+    authority = Authority(folder)
+    certificate = authority.issue()
     config = demo_config(
         "name=operated",
         f"access.key_file={key_file}",
         f"access.reload_s={KEY_RELOAD_S}",
+        f"security.cluster_secret_file={secret_file}",
+        f"security.internal_tls.cert_file={certificate.cert_file}",
+        f"security.internal_tls.key_file={certificate.key_file}",
+        f"security.internal_tls.ca_file={authority.ca_file}",
     )
     cluster = ServeCluster()
     with contextlib.closing(cluster), cluster.deploy(config, key=admin_key) as [admin]:

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.cli.deploy_config import serve_deploy_config
-from expertmesh.configs.load import config_from_dict, load_config
+from expertmesh.configs.load import ConfigError, config_from_dict, load_config
 from expertmesh.configs.schema import LiveSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -68,3 +68,14 @@ def test_a_fused_deployment_has_no_expert_hosts():
     [application] = built("experts.replicas=0")["applications"]
     assert [d["name"] for d in application["deployments"]] == ["gateway", "router"]
     assert config_from_dict(application["args"]).fused
+
+
+def test_https_is_serves_to_speak(tmp_path):
+    path = tmp_path / "tls.yaml"
+    path.write_text("model: {path: a}\nhttp: {tls_cert_file: tls.crt, tls_key_file: tls.key}\n")
+    config = ServeDeploySchema(**yaml.safe_load(serve_deploy_config(load_config(path), ())))
+    assert config.http_options.ssl_certfile == str(tmp_path / "tls.crt")
+    assert config.http_options.ssl_keyfile == str(tmp_path / "tls.key")
+    path.write_text("model: {path: a}\nhttp: {tls_cert_file: tls.crt}\n")
+    with pytest.raises(ConfigError, match="tls_key_file"):
+        load_config(path)
