@@ -292,7 +292,7 @@ class HttpConfig(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """0: `expertmesh serve` picks a free one."""
     tls_cert_file: Path | None = None
-    """PEM, on every node with a proxy; with it Serve's proxies speak HTTPS. Read once, when Serve starts."""
+    """PEM, on every node with a proxy; with it Serve's proxies speak HTTPS. Read when Serve starts."""
     tls_key_file: Path | None = None
     """The certificate's key."""
 
