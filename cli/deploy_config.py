@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from expertmesh.configs.schema import DeploymentConfig, HttpConfig, LiveSettings
+from expertmesh.configs.edge import HttpConfig
+from expertmesh.configs.schema import DeploymentConfig, LiveSettings
 
 IMPORT_PATH = "expertmesh.actors.app:build"
 

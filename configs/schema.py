@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from expertmesh.configs.edge import AccessConfig, GrpcConfig, HttpConfig
 from expertmesh.configs.section import Section
-from expertmesh.configs.security import AccessConfig, SecurityConfig
+from expertmesh.configs.security import SecurityConfig
 from expertmesh.configs.speculative import SpeculativeConfig
 
 Dtype = Literal["auto", "fp32", "bf16"]
@@ -282,26 +283,6 @@ class ShutdownConfig(Section):
 
     drain_s: float = Field(default=30.0, ge=0)
     """Running requests may take this long to end; then they are cut off."""
-
-
-class HttpConfig(Section):
-    """Where Serve's HTTP proxy listens."""
-
-    host: str = "127.0.0.1"
-    """The interface; `0.0.0.0` for all."""
-    port: int = Field(default=8000, ge=0, le=65535)
-    """0: `expertmesh serve` picks a free one."""
-    tls_cert_file: Path | None = None
-    """PEM, on every node with a proxy; with it Serve's proxies speak HTTPS. Read when Serve starts."""
-    tls_key_file: Path | None = None
-    """The certificate's key."""
-
-
-class GrpcConfig(Section):
-    """Where Serve's gRPC proxy listens: on every interface, Serve has no choice of one."""
-
-    port: int = Field(default=9000, ge=0, le=65535)
-    """0: `expertmesh serve` picks a free one."""
 
 
 class LiveSettings(Section):
