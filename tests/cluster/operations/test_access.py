@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import grpc
 import openai
 import pytest
+import ray
 from api_keys import entry
 from serve_clients import Call
 from serve_cluster import POLL_S, SETTLE_S, Deployment
 
+from expertmesh.actors.coordinator import NAMESPACE, actor_name
 from expertmesh.actors.gateway.access.keys import new_key
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
@@ -119,14 +121,26 @@ def until_code(deployment: Deployment, wanted: grpc.StatusCode) -> None:
         time.sleep(POLL_S)
 
 
-def test_no_key_and_no_hash_stands_in_what_the_dashboard_shows(operated: Operated) -> None:
+def test_no_key_no_hash_and_no_secret_stands_in_what_the_dashboard_shows(operated: Operated) -> None:
     headers = {"Authorization": f"Bearer {operated.dashboard_token}"} if operated.dashboard_token else {}
-    request = urllib.request.Request(
-        f"{operated.admin.dashboard_url}/api/serve/applications/", None, headers
-    )
-    with urllib.request.urlopen(request, timeout=SETTLE_S) as response:
-        shown = response.read().decode()
-    assert "operated" in json.loads(shown)["applications"]
+
+    def shown(path: str) -> str:
+        request = urllib.request.Request(f"{operated.admin.dashboard_url}{path}", None, headers)
+        with urllib.request.urlopen(request, timeout=SETTLE_S) as response:
+            text: str = response.read().decode()
+            return text
+
+    applications = shown("/api/serve/applications/")
+    assert "operated" in json.loads(applications)["applications"]
+    actors = shown("/api/v0/actors?detail=true&limit=1000")
+    assert actor_name("operated") in actors
+    coordinator = ray.get_actor(actor_name("operated"), namespace=NAMESPACE)
+    _, drawn = ray.get(coordinator.entrance.remote(), timeout=SETTLE_S)
+    assert len(drawn) >= 32
+    secret_file = operated.admin.config.security.cluster_secret_file
+    secrets = [drawn, secret_file.read_text()]
     for key in (operated.admin.key, operated.user.key):
-        assert key not in shown
-        assert entry(key)["hash"].removeprefix("sha256:") not in shown
+        secrets += [key, entry(key)["hash"].removeprefix("sha256:")]
+    tasks = shown("/api/v0/tasks?detail=true&limit=1000")
+    for text in (applications, actors, tasks, shown("/logical/actors")):
+        assert not any(secret in text for secret in secrets)
