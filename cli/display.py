@@ -146,6 +146,8 @@ def print_ready(console: Console, config: DeploymentConfig, dashboard_url: str) 
         f"[bold]gRPC[/]       {grpc}",
         f"[bold]HTTP[/]       {http}/v1",
     ]
+    if config.access.key_file is not None:
+        lines.append("[bold]API key[/]    needed: --api-key-file, or Authorization: Bearer KEY")
     if dashboard_url:
         lines.append(f"[bold]dashboard[/]  {dashboard_url}")
     lines += [
