@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Page, Request, async_playwright
+from playwright.async_api import Browser, Page, Request, TimeoutError, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 FLAGS = [
@@ -53,7 +53,11 @@ async def watched_page(browser: Browser, url: str, **options: Any) -> AsyncItera
     context.set_default_timeout(WAIT_MS)
     try:
         watched = WatchedPage(await context.new_page(), url)
-        yield watched
+        try:
+            yield watched
+        except TimeoutError as error:
+            error.add_note(f"the page showed: {await watched.text('body')}")
+            raise
         assert watched.errors == []
         assert watched.foreign == []
     finally:

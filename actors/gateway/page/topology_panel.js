@@ -12,7 +12,7 @@ const TIERS = [
 ];
 
 export function startTopology() {
-  watch(["topology", "load", "figures", "host", "about"], show);
+  watch(["topology", "load", "figures", "events", "host", "about"], show);
   new ResizeObserver(drawLinks).observe(byId("topology"));
 }
 
@@ -51,11 +51,15 @@ function nodesOf(tier, topology) {
     .map((member) => ({ member, state: "joining", name: `a ${tier.one}`, fact: "joining", lines: loading() }));
   const ghosts = state.ghosts
     .filter((ghost) => ghost.role === tier.role && ghost.until > performance.now())
-    .map((ghost) => ({ member: ghost.member, state: isLoss() ? "lost" : "left", name: `${tier.one} ${ghost.index}`, fact: isLoss() ? "lost" : "left", lines: [] }));
+    .map((ghost) => {
+      const how = wasLost(ghost.member) ? "lost" : "left";
+      return { member: ghost.member, state: how, name: `${tier.one} ${ghost.index}`, fact: how, lines: [] };
+    });
   return [...live, ...joining, ...ghosts];
 }
 
-const isLoss = () => state.events.at(-1)?.kind === "recovery";
+/** Whether a recovery names it: reasons tell members by their incarnation. */
+const wasLost = ({ incarnation }) => state.events.some(({ kind, reason }) => kind === "recovery" && reason.includes(incarnation));
 
 function loading() {
   const { loaded_bytes: loaded, total_bytes: total } = state.load;

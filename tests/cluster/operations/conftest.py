@@ -86,6 +86,7 @@ def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterat
     certificate = authority.issue()
     config = demo_config(
         "name=operated",
+        "experts.redundant_slots=4",
         f"access.key_file={key_file}",
         f"access.reload_s={KEY_RELOAD_S}",
         f"security.cluster_secret_file={secret_file}",
