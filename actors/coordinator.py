@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from expertmesh.actors.coordinator_process import end_if_frozen
 from expertmesh.actors.replica_process import kill_replica
 from expertmesh.actors.scaler import DashboardPort, ScalingMetrics
 from expertmesh.cluster.coordinator import Coordinator, rules_of
@@ -80,6 +81,9 @@ class CoordinatorActor:
         self._coordinator: Coordinator | None = None
         self._starting: asyncio.Task[str] | None = None
         self._watching: asyncio.Task[None] | None = None
+
+    async def ping(self) -> None:
+        """Answers as long as the event loop turns."""
 
     async def entrance(self) -> tuple[str, str]:
         """HOST:PORT of the gRPC server, which the first call starts, and the secret that it asks for."""
@@ -192,11 +196,13 @@ class CoordinatorFinder:
         Raises:
             CheckpointError: the actor had to be started, and the checkpoint cannot be served.
             ray.exceptions.RayError: the actor is just restarting or has died; ask again.
+            FrozenCoordinatorError: it did not answer within `failure.deadline_s` and was ended; ask again.
             TimeoutError: it did not answer within ANSWER_S.
         """
         # Whoever has to start it anew hands on the secret that the others know.
         secret = self._secret.current or new_secret()
         actor = await asyncio.to_thread(_get_or_create, self._config, self._linger_s, secret)
+        await end_if_frozen(actor, self._config.failure.deadline_s)
         async with asyncio.timeout(ANSWER_S):
             address, secret = await actor.entrance.remote()
         self._secret.tell(secret)

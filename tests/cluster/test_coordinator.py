@@ -94,6 +94,33 @@ def test_members_go_on_after_the_coordinator_was_killed(demo_checkpoint: Path) -
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+def test_a_frozen_coordinator_is_ended_and_another_goes_on(demo_checkpoint: Path) -> None:
+    failure = FailureConfig(announce_s=0.5, deadline_s=2.0, heartbeat_s=0.5)
+    config = _config("frozen", demo_checkpoint).model_copy(update={"failure": failure})
+
+    async def scenario() -> None:
+        members = [_member(n, config) for n in ("r0", "e0", "e1")]
+        try:
+            for m in members:
+                await m.client.start(m)
+            for m in members:
+                await m.until(lambda m=m: m.live == 1)
+            frozen = await asyncio.to_thread(_pid, "frozen")
+            os.kill(frozen, signal.SIGSTOP)
+            members[0].client.wake_request(1, 1)
+            for m in members:
+                await m.until(lambda m=m: m.epochs == [(1, 1)])
+            assert [m.live for m in members] == [1, 1, 1], "the generation went on"
+            assert await asyncio.to_thread(_pid, "frozen") != frozen
+            assert not Path(f"/proc/{frozen}").exists()
+        finally:
+            for m in members:
+                await m.client.close()
+            await asyncio.to_thread(stop_coordinator, "frozen")
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_without_a_dashboard_scaling_is_unavailable_and_says_why(demo_checkpoint: Path) -> None:
     config = _config("no-dashboard", demo_checkpoint)
 
