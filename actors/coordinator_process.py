@@ -17,7 +17,7 @@ RUNNING = "ALIVE"
 """Ray's word for an actor whose process runs, be it stopped; while one starts it says otherwise."""
 
 
-class FrozenCoordinatorError(TimeoutError):
+class FrozenCoordinatorError(ConnectionError):
     """The coordinator ran and did not answer; its process was ended, and Ray starts another."""
 
 

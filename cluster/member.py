@@ -38,9 +38,10 @@ LOAD_INTERVAL_S = 0.2
 CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
-    # A coordinator whose node is lost sends nothing, not even an end of the stream.
+    # A coordinator that is frozen or whose node is lost sends nothing, not even an end of the stream.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # What is really waited for the answer; a minute by default.
     ("grpc.http2.max_pings_without_data", 0),
 ]
 

@@ -10,7 +10,7 @@ from expertmesh.cluster.trust.trust import UNGUARDED, Trust
 from expertmesh.cluster.types import Generation, MemberInfo, Role
 from expertmesh.proto.v1 import internal_pb2 as pb
 
-WAIT_S = 60.0
+WAIT_S = 30.0
 
 
 def member_info(name: str) -> MemberInfo:
