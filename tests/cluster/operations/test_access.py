@@ -114,6 +114,30 @@ def test_a_key_that_is_taken_away_gets_nothing_new_and_what_it_has_begun(operate
     assert rpc_code(operated.user, "GetTopology", pb.GetTopologyRequest()) is grpc.StatusCode.OK
 
 
+def test_a_key_over_its_limit_is_told_when_to_come_back(operated: Operated) -> None:
+    key = new_key()
+    guest = Deployment(**{**vars(operated.user), "key": key})
+    operated.write_keys(entry(key, name="slow", limits={"requests_per_minute": 1}))
+    until_code(guest, grpc.StatusCode.OK)
+
+    async def ask() -> None:
+        async with guest.clients() as clients:
+            await clients.grpc_whole(CALL)
+            with pytest.raises(openai.RateLimitError) as over_http:
+                await clients.http_whole(CALL)
+            assert over_http.value.code == "rate_limit_exceeded"
+            told_s = [over_http.value.response.headers["retry-after"]]
+            for call in (clients.grpc_whole, clients.grpc_stream):
+                with pytest.raises(grpc.aio.AioRpcError, match="requests a minute") as over_grpc:
+                    await call(CALL)
+                assert over_grpc.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                told_s += [dict(over_grpc.value.trailing_metadata() or ()).get("retry-after")]
+            assert all(told is not None and 0 < int(told) <= 60 for told in told_s), told_s
+
+    asyncio.run(ask())
+    operated.write_keys()
+
+
 def until_code(deployment: Deployment, wanted: grpc.StatusCode) -> None:
     deadline_s = time.monotonic() + SETTLE_S
     while rpc_code(deployment, "GetTopology", pb.GetTopologyRequest()) is not wanted:

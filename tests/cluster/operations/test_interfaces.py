@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import grpc
 import pytest
 import ray
 from serve_cluster import pid_of
+from sockets import EVERYWHERE, listening
 
 from expertmesh.actors.coordinator import (
     NAMESPACE,
@@ -33,28 +32,17 @@ pytestmark = pytest.mark.xdist_group("operations")
 CALL_S = 10.0
 
 
-def listeners() -> list[tuple[int, str, int]]:
-    """(process, address, port) of every TCP socket that is listened on."""
-    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
-    found = []
-    for line in lines:
-        address, _, port = line.split()[3].rpartition(":")
-        address = address.strip("[]").removeprefix("::ffff:")
-        found += [(int(pid), address, int(port)) for pid in re.findall(r"pid=(\d+)", line)]
-    return found
-
-
 def test_our_sockets_are_on_the_nodes_own_address_alone(operated: Operated) -> None:
     config = operated.admin.config
     [gateway] = operated.admin.replica_pids("gateway")
     ours = {pid for name in ("router", "experts") for pid in operated.admin.replica_pids(name)}
     ours.add(pid_of(actor_name(config.name), NAMESPACE))
     [node] = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
-    found = listeners()
+    found = listening()
     mine = [port for pid, address, port in found if pid in ours and address == node]
     # The router's streams and store, the probes of router and hosts, and the coordinator.
     assert len(mine) >= 6, found
-    everywhere = Counter(pid for pid, address, _ in found if address in ("*", "0.0.0.0", "::"))
+    everywhere = Counter(pid for pid, address, _ in found if address in EVERYWHERE)
     # Ray's and Serve's own servers in its processes: the gateway has no others.
     assert all(everywhere[pid] <= everywhere[gateway] for pid in ours), found
 

@@ -182,6 +182,22 @@ def test_silence_and_refusal_to_leave_exclude() -> None:
     run(scenario)
 
 
+def test_gateways_hear_how_many_share_the_limits_of_keys() -> None:
+    async def scenario() -> None:
+        async with deployment(1, 2) as d:
+            first = await d.join("g0")
+            await first.until(lambda: first.topologies != [])
+            assert first.topologies[-1].gateways == 1
+            second = await d.join("g1")
+            await first.until(lambda: first.topologies[-1].gateways == 2)
+            await second.until(lambda: second.topologies != [])
+            assert second.topologies[0].gateways == 2
+            await second.client.close()
+            await first.until(lambda: first.topologies[-1].gateways == 1)
+
+    run(scenario)
+
+
 def test_who_was_out_stays_out() -> None:
     """A frozen process may have read nothing of it, and come back much later."""
 
