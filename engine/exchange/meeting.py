@@ -49,17 +49,19 @@ class Meeting:
         missing = dict(keys)
         while missing:
             self.check()
-            if time.monotonic() > deadline_s:
-                names = ", ".join(missing.values())
-                raise GenerationLostError(self.generation, f"{names} not ready within {timeout_s:.0f} s")
-            key = next(iter(missing))
+            late = time.monotonic() > deadline_s
             try:
-                if self.store.check([key]):
-                    del missing[key]
-                else:
-                    time.sleep(POLL_S)
+                # One key is asked for at a time, but at the end all are: who is there is not to be named.
+                for key in list(missing) if late else [next(iter(missing))]:
+                    if self.store.check([key]):
+                        del missing[key]
+                    elif not late:
+                        time.sleep(POLL_S)
             except RuntimeError as error:
                 raise GenerationLostError(self.generation, f"the store is gone: {error}") from error
+            if late and missing:
+                names = ", ".join(missing.values())
+                raise GenerationLostError(self.generation, f"{names} not ready within {timeout_s:g} s")
 
     def leavable(self, build: Callable[[], T]) -> T:
         """The outcome of a call that hears of nothing until its own timeout. Its thread is left

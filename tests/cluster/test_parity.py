@@ -23,7 +23,7 @@ from expertmesh.configs.schema import (
 )
 
 MOE_FAMILIES = [family for family in FAMILIES if family != "llama"]
-LAYOUTS = ((1, 1), (1, 2), (2, 3))
+LAYOUTS = ((1, 2), (2, 3), (1, 1))
 """(routers, expert hosts), one after the other by scaling the deployment that runs."""
 PROMPT_LENGTHS = (1, 2, 9, 150, 31, 64, 330, 5, 90, 127, 17, 3)
 """Across the borders of blocks, of windows and of every compression (4 and 128)."""

@@ -13,6 +13,7 @@ import torch
 
 from expertmesh.engine.errors import GenerationLostError
 from expertmesh.engine.exchange.communicator import Communicator
+from expertmesh.engine.exchange.meeting import Meeting
 from expertmesh.engine.exchange.rendezvous import Store, Transport, build_communicator, choose_transport
 
 TRANSPORTS: list[Transport] = ["local", "gloo"]
@@ -69,7 +70,7 @@ def test_a_dead_peer_ends_the_wait_before_the_deadline(
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_member_that_never_comes_is_named(transport: Transport) -> None:
     store = Store("127.0.0.1")
-    with pytest.raises(GenerationLostError, match="host E0 not ready within 0"):
+    with pytest.raises(GenerationLostError, match=r": host E0 not ready within 0\.2 s"):
         build_communicator(
             generation=1,
             rank=0,
@@ -82,6 +83,18 @@ def test_a_member_that_never_comes_is_named(transport: Transport) -> None:
             collective_s=30,
             abandoned=lambda: None,
         )
+
+
+def test_who_is_ready_is_not_named() -> None:
+    store = torch.distributed.HashStore()
+    store.set("ready/1", "1")
+    store.set("ready/3", "1")
+    names = {"ready/0": "router R0", "ready/1": "router R1", "ready/2": "host E0", "ready/3": "host E1"}
+    with pytest.raises(GenerationLostError, match=r": router R0, host E0 not ready within 0\.2 s"):
+        Meeting(1, store, lambda: None).await_keys(names, 0.2)
+    store.set("ready/0", "1")
+    store.set("ready/2", "1")
+    Meeting(1, store, lambda: None).await_keys(names, 0.0)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
