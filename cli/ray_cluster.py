@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -17,10 +17,11 @@ from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from expertmesh.actors.app import COMPUTE_ENV
 from expertmesh.cli import processes
 from expertmesh.cli.deploy_config import http_options
 from expertmesh.cli.errors import CliError
-from expertmesh.configs.environment import RAY_ADDRESS_VARIABLE
+from expertmesh.configs.environment import RAY_ADDRESS_VARIABLE, inherited
 from expertmesh.configs.schema import DeploymentConfig
 
 CONNECT_S = 5.0
@@ -65,15 +66,16 @@ class RayCluster:
                 context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 # "local" never attaches to a cluster that somebody else runs on this machine.
-                context = ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(needed_cpus(config)) + SPARE_CPUS),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=True,
-                    _system_config={"worker_niceness": WORKER_NICENESS},
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                with inherited(COMPUTE_ENV):
+                    context = ray.init(
+                        address="local",
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(needed_cpus(config)) + SPARE_CPUS),
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        include_dashboard=True,
+                        _system_config={"worker_niceness": WORKER_NICENESS},
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             what = (
                 f"cannot join the Ray cluster at {address}"
@@ -84,6 +86,11 @@ class RayCluster:
         return cls(
             address, f"http://{context.dashboard_url}" if context.dashboard_url else "", address is None
         )
+
+    @property
+    def env_of_nodes(self) -> Mapping[str, str]:
+        """Environment variables that all of the cluster's processes are known to have."""
+        return COMPUTE_ENV if self.owned else {}
 
     @property
     def n_gpus(self) -> int:

@@ -86,7 +86,7 @@ class Foreground:
                 cluster.start_serve(config, SERVICER_FUNCTIONS)
                 stop.check()
                 deployed = True
-                cluster.deploy(build_app(config), config.name)
+                cluster.deploy(build_app(config, cluster.env_of_nodes), config.name)
                 with Endpoint(display.grpc_address(config), config.name) as endpoint:
                     self._wait_until_live(cluster, endpoint, progress, stop)
             live = True

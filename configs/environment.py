@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 RAY_ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -29,3 +31,18 @@ class Environment:
             ray_address=address if address not in ("", "local") else None,
             api_key=os.environ.get(API_KEY_VARIABLE, "").strip(),
         )
+
+
+@contextlib.contextmanager
+def inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started in the block get these variables; what stood there before comes back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -20,10 +20,11 @@ from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from serve_clients import Clients
 
-from expertmesh.actors.app import build_app
+from expertmesh.actors.app import COMPUTE_ENV, build_app
 from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
+from expertmesh.configs.environment import inherited
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
@@ -168,7 +169,12 @@ class ServeCluster:
             "_system_config": SYSTEM_CONFIG,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-        context = ray.init(address=address, log_to_driver=False, **(local if address == "local" else {}))
+        # As `expertmesh serve` has it, too.
+        self._env_of_nodes = COMPUTE_ENV if address == "local" else {}
+        with inherited(self._env_of_nodes):
+            context = ray.init(
+                address=address, log_to_driver=False, **(local if address == "local" else {})
+            )
         http_port, grpc_port = free_ports(2)
         serve.start(
             proxy_location="HeadOnly",  # several nodes of a test are one machine with one port
@@ -190,7 +196,7 @@ class ServeCluster:
         """Runs applications side by side until the end of the block; `key` opens those that ask for one."""
         targets = [
             serve.RunTarget(
-                target=build_app(config),
+                target=build_app(config, self._env_of_nodes),
                 name=config.name,
                 route_prefix=f"/{config.name}",
                 external_scaler_enabled=True,
