@@ -20,12 +20,13 @@ N_OUT = 60
 
 @pytest.fixture(scope="module")
 def drafting(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Deployment]:
-    """As `deterministic_1x2`, with drafts."""
+    """As `deterministic_1x2`, with drafts; as many for every request, so that their counts can be compared."""
     config = demo_config(
         "name=drafting",
         "engine.deterministic=true",
         "speculative.method=mtp",
         "speculative.tokens=2",
+        "speculative.adaptive=false",
         "failure.report_s=2",
     )
     with cluster.deploy(config) as [deployment]:
