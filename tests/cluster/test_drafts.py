@@ -20,7 +20,7 @@ N_OUT = 60
 
 @pytest.fixture(scope="module")
 def drafting(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Deployment]:
-    """As `deterministic_1x2`, with drafts; as many for every request, so that their counts can be compared."""
+    """As `deterministic_1x2`, with drafts: always as many, so that their counts can be compared."""
     config = demo_config(
         "name=drafting",
         "engine.deterministic=true",
