@@ -25,7 +25,7 @@ help:
 	@echo "make test            every test (test-fast: without Ray clusters; test-cluster: those alone)"
 	@echo "make lint | types    ruff | mypy --strict"
 	@echo "make format          let ruff rewrite what it can"
-	@echo "make proto | docs    regenerate the protobuf code | docs/configuration.md and the chart's README and schema"
+	@echo "make proto | docs    regenerate the protobuf code | docs/{configuration,metrics}.md, the chart's README and schema"
 	@echo "make lock            pin again what a fresh install brings (constraints.txt)"
 
 $(BIN)/python:
@@ -80,6 +80,7 @@ proto: $(DEV)
 docs: $(DEV)
 	$(BIN)/python tools/gen_config_docs.py
 	$(BIN)/python tools/gen_helm_docs.py
+	$(BIN)/python tools/gen_metrics_docs.py
 
 lock:
 	rm -rf build/lock

@@ -12,10 +12,13 @@ from typing import Any
 import ray
 
 from expertmesh.actors.coordinator_process import end_if_frozen
+from expertmesh.actors.logs import set_up_logging
+from expertmesh.actors.metrics.ray_sink import metric_sink
 from expertmesh.actors.replica_process import kill_replica
-from expertmesh.actors.scaler import DashboardPort, ScalingMetrics
+from expertmesh.actors.scaler import DashboardPort
 from expertmesh.cluster.coordinator import Coordinator, rules_of
 from expertmesh.cluster.load import LoadTable
+from expertmesh.cluster.metrics.coordinator import CoordinatorMetrics
 from expertmesh.cluster.placement.planner import ExpertPlacer
 from expertmesh.cluster.scaling import DEPLOYMENTS, ScalerUnavailableError, ServePort
 from expertmesh.cluster.scaling_loop import ScalingLoop
@@ -35,6 +38,8 @@ LINGER_S = 60.0
 """The coordinator ends when no member has been connected for this long, after there was one."""
 HEAD_NODE_RESOURCE = "node:__internal_head__"
 """What Ray's head node alone offers."""
+TELL_S = 1.0
+"""Between two looks at what metrics tell of."""
 ANSWER_S = 30.0
 """For one call of the actor; its process may have to be started."""
 
@@ -60,10 +65,9 @@ class CoordinatorActor:
         linger_s: float,
         secret: str,
     ) -> None:
-        # Ray's log of this process: who comes and goes, what changes and why.
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("expertmesh").setLevel(logging.INFO)
         self._config = DeploymentConfig.model_validate_json(config_json)
+        # Who comes and goes, what changes and why.
+        set_up_logging(self._config.logging, application=self._config.name, process="coordinator")
         self._secret = HeldSecret()
         self._secret.tell(secret)
         self._port = DashboardPort(self._config.name)
@@ -76,11 +80,14 @@ class CoordinatorActor:
             staging_slots=self._config.experts.staging_slots,
             load=self._loads.window_expert_rows,
         )
+        self._metrics = CoordinatorMetrics(
+            metric_sink(self._config, "coordinator"), self._config.metrics, n_experts
+        )
         self._linger_s = linger_s
         self._autoscaling: AutoscalingConfig | None = None
         self._coordinator: Coordinator | None = None
         self._starting: asyncio.Task[str] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def ping(self) -> None:
         """Answers as long as the event loop turns."""
@@ -99,15 +106,24 @@ class CoordinatorActor:
 
     async def _start(self) -> str:
         config = await configured_counts(self._config, self._port)
-        scaling = partial(ScalingLoop, config, self._port, observe=ScalingMetrics())
+        scaling = partial(ScalingLoop, config, self._port, observe=self._metrics.scaled)
         kill = partial(kill_replica, config.name)
         trust = trust_of(config.security, self._secret)
-        self._coordinator = Coordinator(rules_of(config), self._place, scaling, self._loads, kill, trust)
+        self._coordinator = Coordinator(
+            rules_of(config), self._place, scaling, self._loads, kill, trust, self._metrics
+        )
         if self._autoscaling:
             self._coordinator.set_autoscaling(self._autoscaling)
         address = await self._coordinator.start(ray.util.get_node_ip_address())
-        self._watching = asyncio.create_task(self._end_when_deserted(self._coordinator))
+        self._tasks.append(asyncio.create_task(self._end_when_deserted(self._coordinator)))
+        if self._config.metrics.enabled:
+            self._tasks.append(asyncio.create_task(self._tell_metrics(self._coordinator)))
         return address
+
+    async def _tell_metrics(self, coordinator: Coordinator) -> None:
+        while True:
+            self._metrics.tell(coordinator.observation(), asyncio.get_running_loop().time())
+            await asyncio.sleep(TELL_S)
 
     async def _end_when_deserted(self, coordinator: Coordinator) -> None:
         await coordinator.wait_until_deserted(self._linger_s)

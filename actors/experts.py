@@ -14,6 +14,9 @@ from ray import serve
 
 from expertmesh.actors.coordinator import CoordinatorFinder
 from expertmesh.actors.held_banks import HeldBanks
+from expertmesh.actors.logs import set_up_logging
+from expertmesh.actors.metrics.members import tell_host
+from expertmesh.actors.metrics.ray_sink import metric_sink
 from expertmesh.actors.replica import (
     GenerationEvents,
     ReplicaRuntime,
@@ -55,9 +58,12 @@ class ExpertHost:
         self._timer = PartTimer()
         self._progress = LoadingProgress()
         finder = CoordinatorFinder(config)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        set_up_logging(config.logging, application=config.name, process="experts", replica=replica_id)
+        self._metrics = metric_sink(config, "experts", replica_id)
         self._member = MemberClient(
             replace(
-                self._runtime.member(Role.EXPERTS, serve.get_replica_context().replica_id.unique_id),
+                self._runtime.member(Role.EXPERTS, replica_id),
                 slots=slots_per_host(config, self._checkpoint, self._dtype, self._runtime.device),
             ),
             finder,
@@ -71,7 +77,7 @@ class ExpertHost:
         self._loop.start()
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
         await self._member.start(self._events)
-        self._reporting = asyncio.create_task(report_load(self._member, self._load))
+        self._reporting = asyncio.create_task(report_load(self._member, self._load, self._tell))
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> HostLink:
         """Loads the slots that the generation gives to this host, and meets its members."""
@@ -115,6 +121,9 @@ class ExpertHost:
             loaded_bytes=self._progress.loaded_bytes,
             total_bytes=self._progress.total_bytes,
         )
+
+    def _tell(self, load: Load) -> None:
+        tell_host(self._metrics, load, self._runtime.traffic)
 
     def check_health(self) -> None:
         """Serve's health check: raises when the expert thread has died."""

@@ -10,7 +10,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +23,7 @@ from expertmesh.cluster.state import LEFT_AS_ASKED
 from expertmesh.cluster.types import Generation, MemberInfo, Role, Weights
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.engine.exchange.communicator import Communicator
+from expertmesh.engine.exchange.counted import CountedCommunicator, Traffic
 from expertmesh.engine.exchange.layout import RankLayout
 from expertmesh.engine.exchange.rendezvous import build_communicator, choose_transport
 from expertmesh.engine.exchange.rows import RowFormat
@@ -52,6 +53,8 @@ class ReplicaRuntime:
     mode: ComputeMode
     host: str
     incarnation: str
+    traffic: Traffic = field(default_factory=Traffic)
+    """What this replica exchanges with others."""
 
     @classmethod
     def create(cls, config: DeploymentConfig, threads: int, replicas: int) -> ReplicaRuntime:
@@ -85,7 +88,7 @@ class ReplicaRuntime:
     def communicator(self, generation: Generation, abandoned: Callable[[], str | None]) -> Communicator:
         """Meets the other members of a generation."""
         names = member_names(generation)
-        return build_communicator(
+        communicator = build_communicator(
             generation=generation.number,
             rank=generation.rank_of(self.incarnation),
             members=names,
@@ -98,6 +101,9 @@ class ReplicaRuntime:
             prepare_s=self.config.failure.prepare_s,
             collective_s=self.config.failure.collective_s,
             abandoned=abandoned,
+        )
+        return (
+            CountedCommunicator(communicator, self.traffic) if self.config.metrics.enabled else communicator
         )
 
     def open_weights(self, weights: Weights, spec: ModelSpec | None) -> Checkpoint:

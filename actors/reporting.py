@@ -30,12 +30,15 @@ class LoadingProgress:
         self.loaded_bytes, self.total_bytes = loaded_bytes + done_bytes, total_bytes + all_bytes
 
 
-async def report_load(member: MemberClient, current: Callable[[], Load]) -> None:
-    """Runs until cancelled; sends nothing while nothing changes."""
+async def report_load(
+    member: MemberClient, current: Callable[[], Load], tell: Callable[[Load], None] = lambda load: None
+) -> None:
+    """Runs until cancelled; sends nothing while nothing changes. `tell` gets every look, for metrics."""
     reported = Load()
     while True:
         await asyncio.sleep(REPORT_S)
         load = current()
+        tell(load)
         if load != reported:
             reported = load
             member.report_load(load)

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from ray import serve
 
 from expertmesh.actors.coordinator import CoordinatorFinder
+from expertmesh.actors.logs import set_up_logging
+from expertmesh.actors.metrics.members import new_meter, tell_router
+from expertmesh.actors.metrics.ray_sink import metric_sink
 from expertmesh.actors.replica import GenerationEvents, ReplicaRuntime, hand_over
 from expertmesh.actors.reporting import LoadingProgress, report_load
 from expertmesh.actors.router_model import RouterModel
 from expertmesh.actors.router_stream import RouterStreamServicer
+from expertmesh.actors.tracing.process import router_tracing
 from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import MemberClient
 from expertmesh.cluster.types import Generation, Role
@@ -39,12 +43,19 @@ class Router:
         config = DeploymentConfig.model_validate_json(config_json)
         self._runtime = ReplicaRuntime.create(config, config.router.threads, config.router.replicas)
         self._store = Store(self._runtime.host)
-        self._streams = RouterStreamServicer(config.failure.lease_s)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        set_up_logging(config.logging, application=config.name, process="router", replica=replica_id)
+        self._tracing = router_tracing(config, replica_id)
+        self._streams = RouterStreamServicer(
+            config.failure.lease_s, self._tracing.traces if self._tracing else None
+        )
         finder = CoordinatorFinder(config)
         self._server = finder.trust.server()
         pb_grpc.add_RouterStreamServicer_to_server(self._streams, self._server.grpc)
         stream_address = await self._server.start(self._runtime.host)
 
+        self._metrics = metric_sink(config, "router", replica_id)
+        self._meter = new_meter() if config.metrics.enabled else None
         self._timer = PartTimer()
         self._progress = LoadingProgress()
         self._loading = threading.Lock()
@@ -53,7 +64,7 @@ class Router:
         self._member = MemberClient(
             self._runtime.member(
                 Role.ROUTER,
-                serve.get_replica_context().replica_id.unique_id,
+                replica_id,
                 stream_address=stream_address,
                 store_address=self._store.address,
             ),
@@ -65,7 +76,7 @@ class Router:
         self._follower: GenerationFollower[StepLink] = GenerationFollower(self._member)
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
         await self._member.start(self._events)
-        self._reporting = asyncio.create_task(report_load(self._member, self._load))
+        self._reporting = asyncio.create_task(report_load(self._member, self._load, self._tell))
 
     def _prepare(self, generation: Generation, abandoned: Callable[[], str | None]) -> StepLink:
         with self._loading:
@@ -78,7 +89,12 @@ class Router:
             )
             versions = model.hold(generation, abandoned)
             if self._engine is None:
-                self._engine = model.engine(self._follower, self._streams)
+                self._engine = model.engine(
+                    self._follower,
+                    self._streams,
+                    self._meter,
+                    self._tracing.traces.step if self._tracing else None,
+                )
                 self._streams.attach(self._engine)
                 self._engine.start()
                 self._model = model
@@ -114,6 +130,11 @@ class Router:
             accepted_tokens=engine.accepted_tokens,
         )
 
+    def _tell(self, load: Load) -> None:
+        engine = self._engine
+        if engine is not None and self._meter is not None:
+            tell_router(self._metrics, load, self._runtime.traffic, self._meter, engine.n_preemptions)
+
     def check_health(self) -> None:
         """Serve's health check: raises when the engine thread has died."""
         if self._engine is not None:
@@ -127,4 +148,6 @@ class Router:
         self._follower.stop()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop, STOP_TIMEOUT_S)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         await self._server.stop(grace_s=1.0)

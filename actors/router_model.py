@@ -14,6 +14,7 @@ from expertmesh.actors.replica import ReplicaRuntime, rank_layout, row_format, w
 from expertmesh.actors.reporting import LoadingProgress
 from expertmesh.actors.router_stream import RouterStreamServicer
 from expertmesh.cluster.types import Generation, Weights
+from expertmesh.engine.batch import StepBatch
 from expertmesh.engine.block_manager import BlockManager
 from expertmesh.engine.budget import StepBudget
 from expertmesh.engine.counting import RoutingCounter
@@ -23,6 +24,7 @@ from expertmesh.engine.exchange.fused import FusedExchange
 from expertmesh.engine.exchange.sharded import ShardedExchange
 from expertmesh.engine.follower import GenerationFollower
 from expertmesh.engine.link import FusedLink, ModelVersion, ShardedLink, StepLink
+from expertmesh.engine.meter import StepMeter
 from expertmesh.engine.profile import PartTimer
 from expertmesh.engine.queues import VersionQueues
 from expertmesh.engine.runner import Runner
@@ -171,7 +173,13 @@ class RouterModel:
 
     # ------------------------------------------------------------ what steps
 
-    def engine(self, follower: GenerationFollower[StepLink], streams: RouterStreamServicer) -> RouterEngine:
+    def engine(
+        self,
+        follower: GenerationFollower[StepLink],
+        streams: RouterStreamServicer,
+        meter: StepMeter | None = None,
+        on_step: Callable[[StepBatch, float], None] | None = None,
+    ) -> RouterEngine:
         """The engine over the cache, whatever the version of the weights."""
         config, size = self._runtime.config, self._cache_size
 
@@ -198,6 +206,8 @@ class RouterModel:
             timer=self._timer,
             sink=streams.sink,
             drafts=DraftControl(config.speculative.max_drafts, config.speculative.adaptive),
+            meter=meter,
+            on_step=on_step,
         )
 
     def link(

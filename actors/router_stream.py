@@ -42,6 +42,16 @@ class Engine(Protocol):
         ...
 
 
+class RequestTraces(Protocol):
+    """Follows requests that are part of a trace (`actors.tracing.steps.StepTraces`)."""
+
+    def begin(self, key: RequestKey, traceparent: str, n_tokens: int) -> None:
+        """A request has come."""
+
+    def end(self, key: RequestKey, reason: str, error: str = "") -> None:
+        """A request is over, or known to nobody."""
+
+
 @dataclass(slots=True, eq=False)
 class _Session:
     """One gateway's stream and the requests that came through it."""
@@ -59,10 +69,12 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
 
     Args:
         lease_s: the requests of a gateway that has been silent for this long are ended.
+        traces: follows those that are part of a trace.
     """
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, traces: RequestTraces | None = None) -> None:
         self._lease_s = lease_s
+        self._traces = traces
         self._loop = asyncio.get_running_loop()
         self._owners: dict[RequestKey, _Session] = {}
         self._sessions: set[_Session] = set()
@@ -126,6 +138,8 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
                     key = RequestKey(message.cancel.request_id, message.cancel.attempt)
                     if key in session.open and self._engine is not None:
                         self._engine.cancel(key)
+                        if self._traces is not None:
+                            self._traces.end(key, "cancelled")
                 case _:
                     pass  # keep_alive: being heard is all that it is for
 
@@ -135,12 +149,17 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
         request = request_from_proto(submit)
         session.open.add(request.key)
         self._owners[request.key] = session
+        if self._traces is not None and submit.traceparent:
+            n_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+            self._traces.begin(request.key, submit.traceparent, n_tokens)
         self._engine.submit(request)
 
     def _deliver(self, news: Sequence[SequenceNews], load: RouterLoad) -> None:
         """Groups a step's news by gateway: one message each."""
         messages: dict[_Session, list[pb.SequenceNews]] = defaultdict(list)
         for item in news:
+            if self._traces is not None and item.finish_reason is not None:
+                self._traces.end(item.key, item.finish_reason, item.error)
             session = self._owners.get(item.key)
             if session is None:
                 continue  # its gateway is gone
@@ -173,6 +192,8 @@ class RouterStreamServicer(pb_grpc.RouterStreamServicer):
             logger.warning("ending %d requests: %s", len(session.open), why)
         for key in session.open:
             self._owners.pop(key, None)
+            if self._traces is not None:
+                self._traces.end(key, "cancelled", why)
             if self._engine is not None:
                 self._engine.cancel(key)
         session.open.clear()

@@ -19,9 +19,7 @@ import ray
 # Kubernetes; what is free is public for the cluster's sum alone; how far the cluster may grow, not at all.
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray._private.state import available_resources_per_node, state
-from ray.util.metrics import Counter, Gauge
 
-from expertmesh.cluster.autoscaling import Decision
 from expertmesh.cluster.scaling import Capacity, Resources, ScaleRefusedError, ScalerUnavailableError
 from expertmesh.configs.schema import RAY_RESOURCES
 
@@ -164,29 +162,3 @@ def _resources(node: Mapping[str, float]) -> Resources:
         if name not in RAY_RESOURCES and not name.startswith("node:")
     }
     return Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), custom)
-
-
-class ScalingMetrics:
-    """Counts the numbers of replicas that were set, in Ray's metrics.
-
-    For `ScalingLoop(observe=...)`; to be made in the process of an actor.
-    """
-
-    def __init__(self) -> None:
-        self._decisions = Counter(
-            "expertmesh_scale_decisions",
-            "Changes of a deployment's number of replicas.",
-            tag_keys=("deployment", "direction", "by"),
-        )
-        self._targets = Gauge(
-            "expertmesh_target_replicas",
-            "Replicas that a deployment is to have.",
-            tag_keys=("deployment",),
-        )
-
-    def __call__(self, decision: Decision, by: str) -> None:
-        """A number was set."""
-        deployment = decision.deployment
-        direction = "up" if decision.after > decision.before else "down"
-        self._decisions.inc(1, {"deployment": deployment, "direction": direction, "by": by})
-        self._targets.set(decision.after, {"deployment": deployment})

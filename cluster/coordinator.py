@@ -29,6 +29,7 @@ from expertmesh.cluster.actions import (
 from expertmesh.cluster.control_service import ControlServicer
 from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.membership import Membership
+from expertmesh.cluster.metrics.coordinator import CoordinatorMetrics, Observation
 from expertmesh.cluster.placement.interface import Placer
 from expertmesh.cluster.reloading import old_weights_needed
 from expertmesh.cluster.scaling import (
@@ -92,6 +93,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         kill: ends the process of a member that is out, frozen or not; called on a thread. Without it such
             a process ends when it hears of it.
         trust: who may call.
+        metrics: is told of what happens.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         loads: LoadTable | None = None,
         kill: Callable[[MemberInfo], None] | None = None,
         trust: Trust = UNGUARDED,
+        metrics: CoordinatorMetrics | None = None,
     ) -> None:
         self._trust = trust
+        self._metrics = metrics
         self._kill_process = kill
         self._killing: set[asyncio.Task[None]] = set()
         self._machine = Membership(rules, place)
@@ -241,6 +245,12 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
             draining=self._draining,
         )
 
+    def observation(self) -> Observation:
+        """What metrics tell of."""
+        members = [session.member for session in self._sessions.values()]
+        targets = self._scaling.targets if self._scaling else None
+        return Observation(self._machine.view(), members, self._loads, targets or {})
+
     def rebalance(self, reason: str) -> bool:
         """Rebalances in the background; whether there is anything to move."""
         self._apply(self._machine.rebalance(reason, self._now_s()))
@@ -322,6 +332,8 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
                 self._apply(machine.abandoned(incarnation, message.abandoned.generation, now_s))
             case "accuse":
                 accuse = message.accuse
+                if self._metrics:
+                    self._metrics.accused(self._sessions[incarnation].member.role)
                 self._apply(machine.accuse(incarnation, accuse.generation, accuse.reason, now_s))
             case "wake_request":
                 wake = message.wake_request
@@ -358,6 +370,8 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
                 session.end()
                 if action.message.reason != LEFT_AS_ASKED:
                     self._kill(session.member)
+        if self._metrics:
+            self._metrics.saw(self._machine.view().last_change, self._machine.take_deadline_misses())
         self._arm()
 
     def _kill(self, member: MemberInfo) -> None:

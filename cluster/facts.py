@@ -11,7 +11,7 @@ from expertmesh.cluster.placement.interface import Placer
 from expertmesh.cluster.planning import Needs, Plan
 from expertmesh.cluster.probing import ProbeRound
 from expertmesh.cluster.roster import Member, Roster
-from expertmesh.cluster.state import MembershipRules, State, View
+from expertmesh.cluster.state import DeadlineMiss, MembershipRules, State, View
 from expertmesh.cluster.types import AS_CONFIGURED, Generation, Role, Weights
 
 
@@ -77,6 +77,7 @@ class MembershipFacts:
         self._n_probes = 0
         self._planned: tuple[tuple[object, ...], Plan | str] | None = None
         self._log = ChangeLog()
+        self._misses: list[DeadlineMiss] = []
         self._outbox: list[Send] = []
         self._published: tuple[object, ...] = ()
 
@@ -100,6 +101,11 @@ class MembershipFacts:
         """The state as of the last event."""
         epoch = self._epochs.get(self._shown.number, 0) if self._shown else 0
         return View(self._state, self._reason, self._shown, epoch, self._log.ended, self._log.current)
+
+    def take_deadline_misses(self) -> list[DeadlineMiss]:
+        """Deadlines that members have let pass since the last call."""
+        misses, self._misses = self._misses, []
+        return misses
 
     @property
     def rebalancing(self) -> bool:

@@ -27,7 +27,7 @@ from collections.abc import Iterable
 
 from expertmesh.cluster.actions import Exclude, PublishTopology, Send
 from expertmesh.cluster.roster import Member
-from expertmesh.cluster.state import State
+from expertmesh.cluster.state import DeadlineMiss, State
 from expertmesh.cluster.transitions import MembershipTransitions
 from expertmesh.cluster.types import Generation, MemberInfo, Role, Weights
 
@@ -179,21 +179,27 @@ class Membership(MembershipTransitions):
         for member in self._roster:
             late = [number for number, by_s in member.abandon_by_s.items() if by_s <= now_s]
             if member.heard_s + rules.deadline_s <= now_s:
+                self._misses.append(DeadlineMiss("heartbeat", member.info))
                 self._exclude(member.info.incarnation, f"no heartbeat for {rules.deadline_s:g} s")
             elif late:
+                self._misses.append(DeadlineMiss("leave", member.info))
                 why = f"did not leave generation {late[0]} within {rules.report_s:g} s"
                 self._exclude(member.info.incarnation, why)
         if self._probe is not None and self._probe.due_s <= now_s:
             for incarnation in self._probe.silent():
+                if silent := self._roster.get(incarnation):
+                    self._misses.append(DeadlineMiss("probe", silent.info))
                 self._exclude(incarnation, f"did not answer a probe within {2 * rules.report_s:g} s")
         if self._preparing and self._due_s <= now_s:
             for member in self._roster.engaged_in(self._preparing):
                 if member.info.incarnation not in self._prepared:
+                    self._misses.append(DeadlineMiss("prepare", member.info))
                     self._strike(
                         member.info.incarnation, f"not prepared within {rules.prepare_s:g} s", now_s
                     )
         if self._state is State.SWITCHING and self._due_s <= now_s:
             late_members = self._roster.engaged_in(self._live_number)
+            self._misses += [DeadlineMiss("switch", m.info) for m in late_members]
             names = ", ".join(m.info.label for m in late_members)
             self._break(f"{names} did not switch to generation {self._number} within {rules.prepare_s:g} s")
         if self._not_before_s is not None and self._not_before_s <= now_s:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
 
-from expertmesh.cluster.types import Change, Generation
+from expertmesh.cluster.types import Change, Generation, MemberInfo
 
 LEFT_AS_ASKED = "left as asked"
 """Why a member is excluded that wanted to leave."""
@@ -39,6 +40,14 @@ class State(enum.Enum):
     def serves(self) -> bool:
         """Whether a generation is live."""
         return self in (State.RUNNING, State.PREPARING, State.SWITCHING)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineMiss:
+    """A member has let a deadline pass."""
+
+    deadline: Literal["heartbeat", "leave", "probe", "prepare", "switch"]
+    member: MemberInfo
 
 
 @dataclass(frozen=True, slots=True)

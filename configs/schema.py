@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from expertmesh.configs.edge import AccessConfig, GrpcConfig, HttpConfig
+from expertmesh.configs.observability import LoggingConfig, MetricsConfig, TracingConfig
 from expertmesh.configs.section import Section
 from expertmesh.configs.security import SecurityConfig
 from expertmesh.configs.speculative import SpeculativeConfig
@@ -321,6 +322,9 @@ class DeploymentConfig(Section):
     grpc: GrpcConfig = GrpcConfig()
     access: AccessConfig = AccessConfig()
     security: SecurityConfig = SecurityConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> DeploymentConfig:

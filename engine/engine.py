@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from expertmesh.engine.counting import RoutingCounter
     from expertmesh.engine.follower import GenerationFollower
     from expertmesh.engine.link import ModelVersion, StepLink
+    from expertmesh.engine.meter import StepMeter
     from expertmesh.engine.profile import PartTimer
     from expertmesh.engine.queues import VersionQueues
 
@@ -47,6 +48,8 @@ class RouterEngine:
         timer: PartTimer,
         sink: Sink,
         drafts: DraftControl | None = None,
+        meter: StepMeter | None = None,
+        on_step: Callable[[StepBatch, float], None] | None = None,
     ) -> None:
         self._queues = queues
         self._follower = follower
@@ -57,6 +60,8 @@ class RouterEngine:
         self._drafts = drafts or DraftControl(0)
         self._n_drafts = 0
         """That the scheduled step makes for each sequence."""
+        self._meter = meter
+        self._on_step = on_step
         self._inbox: deque[Request | RequestKey] = deque()
         self._batch: tuple[int, StepBatch] | None = None
         """Scheduled and not committed, with the version of its weights."""
@@ -86,11 +91,15 @@ class RouterEngine:
         """
         if self._thread.ended:
             raise EngineStoppedError("this router's engine has stopped")
+        if self._meter is not None:
+            self._meter.arrived(request.key)
         self._inbox.append(request)
         self._follower.notify()
 
     def cancel(self, key: RequestKey) -> None:
         """Ends a request at the next commit; its blocks are free then."""
+        if self._meter is not None:
+            self._meter.gone(key)
         self._inbox.append(key)
         self._follower.notify()
 
@@ -133,6 +142,11 @@ class RouterEngine:
         return used, used + self._queues.n_free_blocks
 
     @property
+    def n_preemptions(self) -> int:
+        """Sequences that gave up their cache blocks to others, since the start."""
+        return self._queues.n_preemptions
+
+    @property
     def oldest_weights(self) -> int:
         """The oldest version of the weights that a request began with; 0 when there is none."""
         new = [entry.weights for entry in tuple(self._inbox) if isinstance(entry, Request)]
@@ -170,13 +184,19 @@ class RouterEngine:
         version is to run again, there is none."""
         if self._batch is not None:
             of_version, batch = self._batch
-            return batch if of_version == version else StepBatch()
+            if of_version != version:
+                return StepBatch()
+            if self._meter is not None:
+                self._meter.steps_repeated += 1
+            return batch
         self._take_inbox()
         self._n_drafts = self._drafts.drafts(self._queues.of(version).n_running)
         batch = self._queues.schedule(version, self._chunk_tokens(), self._n_drafts)
         self._emit(self._queues.take_news())
         if batch.n_tokens:
             self._batch = version, batch
+            if self._meter is not None:
+                self._meter.scheduled(batch)
         return batch
 
     def _commit(
@@ -196,9 +216,15 @@ class RouterEngine:
         self._budget.observe(step_ms, prefill_tokens)
         if result is not None:
             self._drafts.observe(batch, result, self._n_drafts, step_ms)
+        if self._meter is not None and result is not None:
+            self._meter.committed(len(batch.sequences), batch.n_tokens, batch.n_decode_tokens, step_ms)
+        if self._on_step is not None and result is not None:
+            self._on_step(batch, step_ms)
 
     def _emit(self, news: Sequence[SequenceNews]) -> None:
         if news:
+            if self._meter is not None:
+                self._meter.told(news)
             self._sink(news, self._queues.load())
 
     def _has_work(self) -> bool:

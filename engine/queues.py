@@ -38,6 +38,8 @@ class VersionQueues:
         self._schedulers: dict[int, Scheduler] = {}
         """Oldest first. Replaced, never changed: other threads read it."""
         self._news: list[SequenceNews] = []
+        self._past_preemptions = 0
+        """Of versions that are held no more."""
 
     def hold(self, versions: Sequence[int]) -> None:
         """From now on these versions are computed, oldest first. Requests of another end with an error."""
@@ -47,6 +49,7 @@ class VersionQueues:
             if version not in versions:
                 scheduler.fail_all(f"weights version {version} is served no more", "router_failed")
                 self._news += scheduler.take_news()
+                self._past_preemptions += scheduler.n_preemptions
         self._schedulers = {
             version: self._schedulers.get(version) or self._make_scheduler(self._blocks, self._windows)
             for version in versions
@@ -113,6 +116,11 @@ class VersionQueues:
     def oldest_version(self) -> int:
         """The oldest version that has requests; 0 when none has."""
         return min((v for v, scheduler in self._schedulers.items() if scheduler.has_work), default=0)
+
+    @property
+    def n_preemptions(self) -> int:
+        """Sequences that gave up their cache blocks to others, since the start."""
+        return self._past_preemptions + sum(s.n_preemptions for s in self._schedulers.values())
 
     @property
     def n_used_blocks(self) -> int:

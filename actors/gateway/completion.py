@@ -10,6 +10,7 @@ from expertmesh.actors.gateway.detokenize import IncrementalDecoder, StopMatcher
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 from expertmesh.actors.gateway.requests import Delta
 from expertmesh.actors.gateway.routers import Link
+from expertmesh.actors.gateway.telemetry import TokenClock
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.engine.request import LogprobRow, SamplingParams
 from expertmesh.proto.v1 import internal_pb2 as pb
@@ -31,6 +32,8 @@ class CompletionSpec:
     stop: tuple[str, ...]
     eos_token_ids: frozenset[int]
     shown_special_ids: frozenset[int] = frozenset()
+    traceparent: str = ""
+    """The span that routers' spans are part of; empty when it is not traced."""
 
 
 class Completion:
@@ -44,6 +47,7 @@ class Completion:
         tokenizer: None leaves the text empty.
         on_news: called when `take` has something to give, or `error` is set.
         on_lost: called when the router is gone and the completion has to be placed again.
+        clock: takes the times of its tokens.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Completion:
         tokenizer: TextTokenizer | None,
         on_news: Callable[[Completion], None],
         on_lost: Callable[[Completion], None],
+        clock: TokenClock | None = None,
     ) -> None:
         self.spec = spec
         self.attempt = -1
@@ -63,6 +68,7 @@ class Completion:
         """Whether the last delta has been taken."""
         self._on_news = on_news
         self._on_lost = on_lost
+        self._clock = clock
         self._decoder = None
         if tokenizer:
             decode = partial(tokenizer.decode, shown_special_ids=spec.shown_special_ids)
@@ -101,6 +107,8 @@ class Completion:
         """Submits to a router: the prompt and all tokens that have been received."""
         self.attempt += 1
         self.link = link
+        if self._clock is not None:
+            self._clock.placed(self.attempt, self.weights)
         link.submit(self._submit(), self)
 
     def give_up(self, error: GatewayError) -> None:
@@ -131,6 +139,8 @@ class Completion:
             self._prompt_logprobs.extend(map(_row, news.prompt_logprobs[n_known:]))
         if news.token_ids and news.index < len(self._token_ids):
             return  # seen already
+        if news.token_ids and self._clock is not None:
+            self._clock.tokens(len(news.token_ids))
         self._token_ids.extend(news.token_ids)
         self._draft_tokens += news.draft_tokens
         self._accepted_tokens += news.accepted_tokens
@@ -258,6 +268,7 @@ class Completion:
             prompt_token_ids=self.spec.prompt_token_ids,
             output_token_ids=self._token_ids,
             weights=self.weights,
+            traceparent=self.spec.traceparent,
             sampling=pb.Sampling(
                 max_tokens=sampling.max_tokens,
                 min_tokens=sampling.min_tokens,

@@ -20,6 +20,7 @@ from expertmesh.actors.gateway.requests import Completed, Delta, GenerationReque
 from expertmesh.actors.gateway.router_link import RouterAddress, RouterLink
 from expertmesh.actors.gateway.routers import LinkOpener, RouterPool
 from expertmesh.actors.gateway.run import RequestRun
+from expertmesh.actors.gateway.telemetry import GatewayTelemetry, ending, refusing
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.validation import Validator
 from expertmesh.configs.schema import LimitsConfig
@@ -39,6 +40,7 @@ class GatewayCore:
         stream_chunks_per_s: deltas a second that all open streams share (`GatewayConfig`).
         open_link: opens the stream to a router.
         meter: holds keys to their limits.
+        telemetry: records requests.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class GatewayCore:
         stream_chunks_per_s: float = math.inf,
         open_link: LinkOpener = RouterLink,
         meter: Meter | None = None,
+        telemetry: GatewayTelemetry | None = None,
     ) -> None:
         self.card = card
         self.meter = meter or Meter()
+        self.telemetry = telemetry or GatewayTelemetry()
         self.limits = limits
         self.tokenizer = tokenizer
         self.validator = Validator(card, limits, tokenizer)
@@ -91,6 +95,11 @@ class GatewayCore:
     def n_open_routers(self) -> int:
         """Routers that are reached."""
         return self._routers.n_open
+
+    @property
+    def n_waiting(self) -> int:
+        """Completions that wait for a router."""
+        return len(self._waiting)
 
     @property
     def newest_weights(self) -> int:
@@ -146,13 +155,18 @@ class GatewayCore:
             GatewayError: RATE_LIMITED, QUEUE_FULL or UNAVAILABLE at the start; DEADLINE, UNAVAILABLE or
                 INTERNAL later.
         """
-        with self.meter.spend(request.caller, request.n_prompt_tokens) as spending:
+        record = request.record
+        with ending(record), self.meter.spend(request.caller, request.n_prompt_tokens) as spending:
             self._admit(request.n_completions)
+            if record is not None:
+                record.admit(request)
             run = RequestRun(self, request, whole)
             try:
                 while not run.ended:
                     if deltas := await run.next():
                         spending.take_tokens(sum(len(delta.token_ids) for delta in deltas))
+                        if run.ended and record is not None:
+                            record.end()  # Who goes away behind this has had it all.
                         yield deltas
             finally:
                 run.close()
@@ -176,9 +190,10 @@ class GatewayCore:
         Raises:
             GatewayError: what is wrong with it.
         """
-        self._refuse_when_draining()
-        self.meter.check(raw.caller)
-        return await self.validator.validate(raw)
+        with refusing(raw.record):
+            self._refuse_when_draining()
+            self.meter.check(raw.caller)
+            return await self.validator.validate(raw)
 
     def place(self, completion: Completion) -> None:
         """Sends a completion to the least busy router, or lets it wait for one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
@@ -27,10 +28,15 @@ from expertmesh.actors.gateway.feed.pieces import about_piece
 from expertmesh.actors.gateway.formats.interface import ChatFormat
 from expertmesh.actors.gateway.formats.select import select_format
 from expertmesh.actors.gateway.http import build_http_app
+from expertmesh.actors.gateway.request_log import log_request
 from expertmesh.actors.gateway.requests import ModelCard
 from expertmesh.actors.gateway.router_link import RouterLink
 from expertmesh.actors.gateway.rpc import RpcFace
+from expertmesh.actors.gateway.telemetry import GatewayTelemetry
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
+from expertmesh.actors.logs import set_up_logging
+from expertmesh.actors.metrics.ray_sink import metric_sink
+from expertmesh.actors.tracing.process import gateway_tracing
 from expertmesh.cluster.control import CoordinatorUnavailableError
 from expertmesh.cluster.load import Load
 from expertmesh.cluster.member import MemberClient
@@ -43,6 +49,9 @@ from expertmesh.proto.v1 import inference_pb2 as public
 from expertmesh.proto.v1 import internal_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+TELL_S = 1.0
+"""Between two looks at what metrics tell of."""
 
 
 def gateway_class() -> type:
@@ -74,6 +83,9 @@ class Gateway:
     async def __init__(self, config_json: str, *children: Any) -> None:  # type: ignore[misc]
         config = DeploymentConfig.model_validate_json(config_json)
         self._config = config
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        set_up_logging(config.logging, application=config.name, process="gateway", replica=replica_id)
+        self._tracing = gateway_tracing(config, replica_id)
         self._autoscaling: AutoscalingConfig | None = None
         path = Path(config.model.path)
         self._incarnation = incarnation = uuid.uuid4().hex
@@ -92,6 +104,9 @@ class Gateway:
             self._report,
             config.gateway.stream_chunks_per_s,
             partial(RouterLink, trust=self._finder.trust),
+            telemetry=GatewayTelemetry(
+                log_request, self._tracing.spans if self._tracing else None, config.logging.prompts
+            ),
         )
         self._member = MemberClient(
             MemberInfo(
@@ -100,7 +115,7 @@ class Gateway:
                 node=ray.get_runtime_context().get_node_id(),
                 pid=os.getpid(),
                 device="cpu",
-                replica_id=serve.get_replica_context().replica_id.unique_id,
+                replica_id=replica_id,
             ),
             self._find_coordinator,
             config.failure.heartbeat_s,
@@ -111,11 +126,13 @@ class Gateway:
         )
         self._face = RpcFace(self._core, self._fresh_topology, self._changes)
         self._keys = KeyWatch(config.access.key_file) if config.access.key_file else None
-        self.gate = Gate()
+        refused = self._core.telemetry.not_admitted
+        self.gate = Gate(on_refusal=refused)
         if (keys := self._keys) is not None:
-            self.gate = Gate(keys.keyring, stale=lambda: bool(keys.error))
+            self.gate = Gate(keys.keyring, stale=lambda: bool(keys.error), on_refusal=refused)
             keys.start(config.access.reload_s)
         await self._member.start(_TopologyEvents(self._core))
+        self._telling = asyncio.create_task(self._tell_metrics()) if config.metrics.enabled else None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the settings that a deploy config changes while the replica runs (`LiveSettings`)."""
@@ -148,8 +165,12 @@ class Gateway:
 
     async def __del__(self) -> None:
         self._core.drain()
+        if self._telling is not None:
+            self._telling.cancel()
         await self._core.close()
         await self._member.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._keys is not None:
             await self._keys.close()
 
@@ -161,6 +182,12 @@ class Gateway:
                 newest_weights=self._core.newest_weights,
             )
         )
+
+    async def _tell_metrics(self) -> None:
+        sink = metric_sink(self._config, "gateway", serve.get_replica_context().replica_id.unique_id)
+        while True:
+            self._core.telemetry.tell(sink, self._core.n_outstanding, self._core.n_waiting)
+            await asyncio.sleep(TELL_S)
 
     async def _fresh_topology(self) -> pb.TopologyUpdate:
         try:

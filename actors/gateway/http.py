@@ -27,6 +27,7 @@ from expertmesh.actors.gateway.openai_render import HTTP_STATUS, Renderer, error
 from expertmesh.actors.gateway.openai_schema import ChatBody, CompletionBody, parse_body
 from expertmesh.actors.gateway.page_files import add_page_routes
 from expertmesh.actors.gateway.requests import Delta, GenerationRequest
+from expertmesh.actors.gateway.telemetry import refusing
 from expertmesh.actors.gateway.topology import topology_json
 from expertmesh.proto.v1 import internal_pb2 as pb
 
@@ -127,18 +128,24 @@ class _CompletionRoutes:
     @needs(Access.USER)
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`"""
-        core, body = self._core, parse_body(CompletionBody, await self._read(request))
-        checked = await core.validate(replace(body.to_raw(), caller=caller_of(request)))
+        core = self._core
+        record = core.telemetry.begin("http", caller_of(request))
+        with refusing(record):
+            body = parse_body(CompletionBody, await self._read(request))
+            checked = await core.validate(record.named(body.to_raw()))
         renderer = Renderer(checked, core.card.name, core.tokenizer, bool(body.return_token_ids))
         return await self._answer(request, body, checked, renderer)
 
     @needs(Access.USER)
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`"""
-        core, body = self._core, parse_body(ChatBody, await self._read(request))
-        core.validator.check_model(body.model)
-        prompt = body.to_prompt(self._format)
-        checked = await core.validate(replace(body.to_raw(prompt), caller=caller_of(request)))
+        core = self._core
+        record = core.telemetry.begin("http", caller_of(request))
+        with refusing(record):
+            body = parse_body(ChatBody, await self._read(request))
+            core.validator.check_model(body.model)
+            prompt = body.to_prompt(self._format)
+            checked = await core.validate(record.named(body.to_raw(prompt)))
         if core.tokenizer is not None:
             checked = replace(
                 checked,

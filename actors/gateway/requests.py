@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
 from expertmesh.engine.request import LogprobRow, SamplingParams
+
+if TYPE_CHECKING:
+    from expertmesh.actors.gateway.telemetry import RequestRecord
 
 Prompt = str | tuple[int, ...]
 
@@ -63,6 +67,8 @@ class RawRequest:
     """Whether tokenizing a text prompt adds BOS and the like (a chat template writes them itself)."""
     names: dict[str, str] = field(default_factory=dict)
     caller: Caller = UNCHECKED
+    record: RequestRecord | None = field(default=None, compare=False, repr=False)
+    """Is told what becomes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,8 @@ class GenerationRequest:
     """Special tokens that stand in the text all the same."""
     caller: Caller = UNCHECKED
     """Who asks; `caller.key_name` is for logs and metrics."""
+    record: RequestRecord | None = field(default=None, compare=False, repr=False)
+    """Is told what becomes of it."""
 
     @property
     def n(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -26,6 +25,7 @@ from expertmesh.actors.gateway.requests import (
     RawRequest,
     Spent,
 )
+from expertmesh.actors.gateway.telemetry import refusing
 from expertmesh.actors.gateway.tokenizer import TextTokenizer
 from expertmesh.actors.gateway.topology import public_expert_load, public_topology
 from expertmesh.engine.request import LogprobRow
@@ -189,11 +189,13 @@ class RpcFace:
 
     async def _validate(self, message: public.GenerateRequest, caller: Caller) -> GenerationRequest:
         n_bytes, most = message.ByteSize(), self._core.limits.max_body_bytes
-        if n_bytes > most:
-            raise GatewayError(
-                ErrorKind.TOO_LARGE, f"the message has {n_bytes} bytes, at most {most} are served"
-            )
-        return await self._core.validate(replace(to_raw(message), caller=caller))
+        record = self._core.telemetry.begin("grpc", caller)
+        with refusing(record):
+            if n_bytes > most:
+                raise GatewayError(
+                    ErrorKind.TOO_LARGE, f"the message has {n_bytes} bytes, at most {most} are served"
+                )
+            return await self._core.validate(record.named(to_raw(message)))
 
 
 def to_raw(message: public.GenerateRequest) -> RawRequest:

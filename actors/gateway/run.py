@@ -114,10 +114,12 @@ class RequestRun:
             stop=request.stop,
             eos_token_ids=request.eos_token_ids,
             shown_special_ids=request.shown_special_ids,
+            traceparent=request.record.traceparent if request.record is not None else "",
         )
         if core.stream_watch is not None:
             core.stream_watch.admitted(spec.request_id)
-        return Completion(spec, core.tokenizer, self._on_news, core.place)
+        clock = request.record.clock() if request.record is not None else None
+        return Completion(spec, core.tokenizer, self._on_news, core.place, clock)
 
     def _on_news(self, completion: Completion) -> None:
         if self._core.stream_watch is not None:

@@ -67,6 +67,7 @@ class Validator:
             timeout_s=timeout_s if raw.timeout_s is None else min(raw.timeout_s, timeout_s),
             eos_token_ids=self._card.eos_token_ids,
             caller=raw.caller,
+            record=raw.record,
         )
 
     def check_model(self, model: str) -> None:

@@ -100,6 +100,18 @@ spec:
       env:
         # Ray would take priority from its workers once they have started, and replicas that start would disturb.
         - {name: RAY_worker_niceness, value: "0"}
+        {{- if and (eq .name "head") $values.monitoring.grafana.host }}
+        {{- with $values.monitoring.grafana }}
+        - {name: RAY_GRAFANA_HOST, value: {{ .host | quote }}}
+        - {name: RAY_GRAFANA_IFRAME_HOST, value: {{ default .host .iframeHost | quote }}}
+        {{- with .prometheusHost }}
+        - {name: RAY_PROMETHEUS_HOST, value: {{ . | quote }}}
+        {{- end }}
+        - {name: RAY_PROMETHEUS_NAME, value: {{ .datasource | quote }}}
+        # The panels that Ray's page of Serve embeds are those of this dashboard then.
+        - {name: RAY_GRAFANA_SERVE_DASHBOARD_UID, value: expertmesh}
+        {{- end }}
+        {{- end }}
         {{- with $values.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

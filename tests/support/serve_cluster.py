@@ -160,9 +160,10 @@ class ServeCluster:
 
     Args:
         address: of a cluster that runs; otherwise one of a single node is started.
+        metrics_interval_s: how often processes pass their metrics on to the agent that exports them.
     """
 
-    def __init__(self, address: str = "local") -> None:
+    def __init__(self, address: str = "local", metrics_interval_s: float = 10.0) -> None:
         local = {
             "num_cpus": 64,
             "include_dashboard": True,
@@ -171,7 +172,9 @@ class ServeCluster:
         }
         # As `expertmesh serve` has it, too.
         self._env_of_nodes = COMPUTE_ENV if address == "local" else {}
-        with inherited(self._env_of_nodes):
+        # Ray's agents read their settings from nowhere else.
+        interval = {"RAY_metrics_report_interval_ms": str(round(metrics_interval_s * 1e3))}
+        with inherited(self._env_of_nodes | interval):
             context = ray.init(
                 address=address, log_to_driver=False, **(local if address == "local" else {})
             )

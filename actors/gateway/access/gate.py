@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from expertmesh.actors.gateway.access.keys import ApiKey, Keyring
@@ -11,6 +12,8 @@ from expertmesh.actors.gateway.access.level import Access
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 
 BEARER = "bearer "
+REQUEST_ID = "x-request-id"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,10 @@ class Caller:
     access: Access
     key: ApiKey | None = None
     """None where no keys are configured, or none is needed."""
+    request_id: str = ""
+    """What they call the request (`x-request-id`); empty when they do not."""
+    traceparent: str = ""
+    """The span that it is part of (W3C Trace Context); empty when there is none."""
 
     @property
     def key_name(self) -> str:
@@ -44,6 +51,7 @@ class Gate:
         keyring: gives the keys that count now; None: no keys are configured, and everything is open.
         stale: whether these are not the ones that are meant to count, because the key file is broken.
         now: the time, in UTC.
+        on_refusal: told why a call was not admitted.
     """
 
     def __init__(
@@ -51,10 +59,12 @@ class Gate:
         keyring: Callable[[], Keyring] | None = None,
         stale: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = _now,
+        on_refusal: Callable[[GatewayError], None] = lambda error: None,
     ) -> None:
         self._keyring = keyring
         self._stale = stale
         self._now = now
+        self._on_refusal = on_refusal
 
     @property
     def state(self) -> str:
@@ -73,6 +83,14 @@ class Gate:
         Raises:
             GatewayError: UNAUTHENTICATED without a key that counts, FORBIDDEN when its role is too low.
         """
+        try:
+            caller = self._admit(headers, needed)
+        except GatewayError as error:
+            self._on_refusal(error)
+            raise
+        return replace(caller, request_id=named_id(headers), traceparent=headers.get("traceparent", ""))
+
+    def _admit(self, headers: Mapping[str, str], needed: Access | None) -> Caller:
         if needed is None:
             raise GatewayError(ErrorKind.FORBIDDEN, "nobody has been allowed to call this")
         if needed is Access.OPEN:
@@ -95,6 +113,12 @@ class Gate:
         if key.expires is not None and key.expires <= self._now():
             raise GatewayError(ErrorKind.UNAUTHENTICATED, f"the API key has expired at {key.expires}")
         return key
+
+
+def named_id(headers: Mapping[str, str]) -> str:
+    """What the caller calls the request; empty when it does not, or in no way that can stand in a log."""
+    name = headers.get(REQUEST_ID, "")
+    return name if _REQUEST_ID.fullmatch(name) else ""
 
 
 def presented_key(headers: Mapping[str, str]) -> str:

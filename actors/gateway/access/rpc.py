@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from ray.serve.grpc_util import RayServegRPCContext
 
-from expertmesh.actors.gateway.access.gate import Caller, Gate
+from expertmesh.actors.gateway.access.gate import REQUEST_ID, Caller, Gate
 from expertmesh.actors.gateway.access.level import Access, needs
 from expertmesh.actors.gateway.errors import GatewayError
 from expertmesh.actors.gateway.rpc import GRPC_CODE
@@ -85,7 +85,10 @@ def streaming(
 
 
 def _admit(gate: Gate, grpc_context: RayServegRPCContext, access: Access) -> Caller:
-    return gate.admit(dict(grpc_context.invocation_metadata()), access)
+    caller = gate.admit(dict(grpc_context.invocation_metadata()), access)
+    if caller.request_id:
+        grpc_context.set_trailing_metadata([(REQUEST_ID, caller.request_id)])
+    return caller
 
 
 def _set_status(grpc_context: RayServegRPCContext, error: GatewayError) -> None:

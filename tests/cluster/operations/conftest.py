@@ -11,6 +11,7 @@ import pytest
 import ray
 from api_keys import entry, write_keys
 from certificates import Authority
+from otlp_receiver import OtlpReceiver
 from serve_cluster import TOKEN_FILE, Deployment, ServeCluster
 
 from expertmesh.actors.gateway.access.keys import new_key
@@ -34,6 +35,8 @@ class Operated:
     key_file: Path
     dashboard_token: str
     """For Ray's dashboard port; empty where it asks for none."""
+    spans: OtlpReceiver
+    """Receives what is traced: requests whose clients trace them."""
 
     @property
     def metrics_urls(self) -> list[str]:
@@ -79,6 +82,7 @@ def operated(
 def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterator[Operated]:
     key_file = folder / "keys.yaml"
     admin_key, user_key = new_key(), new_key()
+    spans = OtlpReceiver()
     write_keys(key_file, entry(admin_key, "admin", "operator"), entry(user_key, "user", "service"))
     secret_file = folder / "secret"
     secret_file.write_text(new_secret())
@@ -93,9 +97,18 @@ def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterat
         f"security.internal_tls.cert_file={certificate.cert_file}",
         f"security.internal_tls.key_file={certificate.key_file}",
         f"security.internal_tls.ca_file={authority.ca_file}",
+        # Only what a client says that it traces.
+        f"tracing.otlp_endpoint={spans.endpoint}",
+        "tracing.sample_ratio=0",
+        "tracing.decode_steps_per_span=8",
+        "logging.format=json",
     )
-    cluster = ServeCluster()
-    with contextlib.closing(cluster), cluster.deploy(config, key=admin_key) as [admin]:
+    cluster = ServeCluster(metrics_interval_s=1.0)
+    with (
+        contextlib.closing(spans),
+        contextlib.closing(cluster),
+        cluster.deploy(config, key=admin_key) as [admin],
+    ):
         yield Operated(
             admin,
             replace(admin, key=user_key),
@@ -103,4 +116,5 @@ def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterat
             cluster,
             key_file,
             TOKEN_FILE.read_text().strip() if TOKEN_FILE.exists() else "",
+            spans,
         )

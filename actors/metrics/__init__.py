@@ -1,0 +1,1 @@
+"""Metrics on their way to Ray, and what each process says of itself."""

@@ -1,0 +1,1 @@
+"""OpenTelemetry traces; nothing of it is imported by a process that does not trace."""
