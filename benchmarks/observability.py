@@ -187,7 +187,7 @@ def markdown(result: dict[str, Any]) -> str:
     hosts = f"{result['experts']} expert hosts" if result["experts"] else "no expert hosts"
     setting = (
         f"The demo on 1 router and {hosts}, {result['streams']} streams of {result['tokens']} tokens, "
-        f"{result['rounds']} rounds of all three in turns. Ratios are medians over the rounds, each against "
+        f"{result['rounds']} rounds of all three in turns. Ratios are medians over the rounds, against "
         "the same round with nothing; in brackets their middle half."
     )
     return f"{setting}\n\n" + "\n".join(lines)
