@@ -7,6 +7,7 @@ import { changed, copiesOf, state, watch } from "./state.js";
 import { onTheme } from "./theme.js";
 
 const N_HOTTEST = 6;
+const KEPT_MEASURES = 500;
 const stage = byId("map-stage");
 const map = new HeatMap(byId("map-cells"), byId("map-marks"));
 
@@ -122,6 +123,7 @@ function update() {
   const { nExperts, nLayers } = shape();
   if (!nLayers || !state.about) return;
   if (layout.nLayers !== nLayers) layOut(nExperts, nLayers);
+  performance.mark("map-update-begin");
   const rows = state.load?.expert_rows ?? [];
   means = Array.from({ length: nLayers }, (_, layer) => {
     let sum = 0;
@@ -145,6 +147,9 @@ function update() {
   drawLegend();
   mark();
   showHottest();
+  performance.measure("map-update", "map-update-begin");
+  performance.clearMarks("map-update-begin");
+  if (performance.getEntriesByName("map-update").length > KEPT_MEASURES) performance.clearMeasures();
 }
 
 function mark() {
