@@ -2,7 +2,7 @@
 
 import { colour } from "./theme.js";
 
-const EDGE = { left: 46, right: 10, top: 8, bottom: 20 };
+const EDGE = { left: 54, right: 10, top: 8, bottom: 20 };
 const FONT = "11px system-ui, sans-serif";
 
 export class TimeChart {

@@ -100,7 +100,7 @@ async def test_what_a_host_holds_is_lit_and_the_view_by_host_says_where_copies_s
     host = shown.page.locator('[data-tier="hosts"] button').nth(1)
     await host.focus()
     await shown.page.keyboard.press("Enter")
-    assert "host 1 holds" in await shown.watched.text("#map-said")
+    await shown.watched.until_text("#map-said", "host 1 holds")
     assert await host.get_attribute("aria-pressed") == "true"
     await shown.page.keyboard.press("Enter")
     await shown.page.focus('input[name="map-view"]')
