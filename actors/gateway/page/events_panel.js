@@ -37,7 +37,7 @@ export function titleOf(event) {
   ].filter(Boolean).join(", ");
   switch (event.kind) {
     case "start": return `Started: ${size}`;
-    case "scale": return `Scaled: ${size}`;
+    case "scale": return event.reason.startsWith("experts move on") ? `Experts moved on: ${size}` : `Scaled: ${size}`;
     case "recovery": return `Lost and recovered: ${size}`;
     case "rebalance": return "Rebalanced";
     case "reload": return "Other weights";
