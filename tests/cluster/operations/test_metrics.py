@@ -172,13 +172,17 @@ def test_losses_are_told_and_gauges_of_who_is_gone_go_away(operated: Operated, a
     scrape_until(operated.metrics_urls, told, "the losses")
     operated.admin.until_complete(above=generation)
     named = set().union(*map(metric_names, [*_dashboard_expressions(), *_alert_expressions()]))
-    # Serve counts no failed health check before there is one; what Ray says of its nodes is not ours, and
-    # comes at its own pace: tests/helm looks for it in Ray's sources.
-    ours = {name for name in named if not name.startswith("ray_node_")}
-    ours -= {"ray_serve_health_check_failures_total"}
-    scrape_until(
-        operated.metrics_urls, lambda found: ours <= found.names, "what dashboards and alerts name"
-    )
+    # Serve counts no failed health check before there is one.
+    named -= {"ray_serve_health_check_failures_total"}
+    # less often; that of balance is gone until the new generation has routed any.
+    # less often; that of balance is gone until the new generation has routed something.
+    seen = set(after.names)
+
+    def all_seen(found: Scrape) -> bool:
+        seen.update(found.names)
+        return named <= seen
+
+    scrape_until(operated.metrics_urls, all_seen, "what dashboards and alerts name")
 
 
 def _dashboard_expressions() -> list[str]:
