@@ -174,7 +174,7 @@ def test_losses_are_told_and_gauges_of_who_is_gone_go_away(operated: Operated, a
     named = set().union(*map(metric_names, [*_dashboard_expressions(), *_alert_expressions()]))
     # Serve counts no failed health check before there is one.
     named -= {"ray_serve_health_check_failures_total"}
-    # less often; that of balance is gone until the new generation has routed any.
+    # Gauges live for two of this cluster's short export intervals, and Serve and Ray's agent set theirs
     # less often; that of balance is gone until the new generation has routed something.
     seen = set(after.names)
 
