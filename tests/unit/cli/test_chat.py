@@ -22,6 +22,7 @@ from expertmesh.cli.chat_client import ChatClient
 from expertmesh.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError, UsageError
 
 WAIT_S = 30.0
+TOKEN_S = 0.002
 ENDLESS = "count"
 """This message's answer goes on until the client goes away."""
 
@@ -69,7 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, text: str) -> None:
         if text == ENDLESS:
-            while True:
+            # As fast as a model is, not as fast as a socket: nobody could read that.
+            while not self.server.cancelled.wait(TOKEN_S):
                 self._delta({"content": "1 "})
         if text == "break":
             self._delta({"content": "half"})
@@ -295,7 +297,7 @@ class Terminal:
         watchdog.start()
         try:
             while text not in self.screen:
-                self.screen += os.read(self._fd, 4096).decode(errors="replace")
+                self.screen = self.screen[-len(text) :] + os.read(self._fd, 4096).decode(errors="replace")
         except OSError:
             pytest.fail(f"no {text!r} in {self.screen[-2000:]!r}")
         finally:
