@@ -173,7 +173,7 @@ def test_background_work_leaves_the_caller_its_priority(tmp_path: Path) -> None:
             reading.result()
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert sorted(nice.values()) == [own, 15]
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
 def test_reading_in_the_background(tmp_path: Path) -> None:
