@@ -41,8 +41,8 @@ from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc
 
 SCRAPE_S = 60.0
-NEVER_HERE = {"ray_serve_health_check_failures_total"}
-"""Exported only once a health check has failed."""
+NEVER_HERE = {"ray_serve_health_check_failures_total", "ray_expertmesh_deadline_misses_total"}
+"""Exported only once a health check has failed, or a member has missed a deadline."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 WAIT_S = 60.0
 POLL_S = 0.5
+REST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,22 @@ def scrape_until(urls: Iterable[str], condition: Callable[[Scrape], object], wha
         assert time.monotonic() < deadline_s, f"{what}: not exported within {WAIT_S:g} s"
         time.sleep(POLL_S)
     return found
+
+
+def scrape_at_rest(urls: Iterable[str], prefix: str) -> Scrape:
+    """A scrape whose counters have stood still for REST_S: several times what a process takes to tell."""
+    urls, since_s, last = list(urls), time.monotonic(), None
+    deadline_s = since_s + WAIT_S
+    while True:
+        found = scrape(urls)
+        counters = {
+            (name, *sorted(labels.items())): value
+            for name, labels, value in found.samples
+            if name.startswith(prefix) and name.endswith(("_total", "_count"))
+        }
+        if counters != last:
+            last, since_s = counters, time.monotonic()
+        if time.monotonic() - since_s >= REST_S:
+            return found
+        assert time.monotonic() < deadline_s, f"counters still change after {WAIT_S:g} s"
+        time.sleep(POLL_S)

@@ -15,7 +15,7 @@ import openai
 import pytest
 import ray
 from promql import metric_names
-from scrape import Scrape, scrape, scrape_until
+from scrape import Scrape, scrape_at_rest, scrape_until
 from serve_clients import Call, random_prompt
 from serve_cluster import actor_names
 
@@ -42,8 +42,9 @@ def own(metric: Metric, found: Scrape, suffix: str = "", **labels: str) -> float
 
 @pytest.fixture(scope="module")
 def before(operated: Operated) -> Scrape:
-    """Before this module sends anything: others may have been here."""
-    return scrape(operated.metrics_urls)
+    """Before this module sends anything: others may have been here, and all of theirs has been exported."""
+    operated.admin.until_quiet()
+    return scrape_at_rest(operated.metrics_urls, "ray_expertmesh_")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser import WatchedPage, chromium, watched_page
-from steady_calls import SteadyCalls, make_calls
+from serve_clients import Call
+from steady_calls import SteadyCalls
 
 from expertmesh.proto.v1 import inference_pb2 as pb
 
@@ -62,7 +63,8 @@ async def where_experts_stand(watched: WatchedPage) -> list[str]:
 def test_scale_and_rebalance_by_the_page_while_requests_run(operated: Operated) -> None:
     admin = operated.admin
     before = admin.until_settled(1, 2)
-    calls = make_calls(4, 60)
+    # The same token over and over goes to the same few experts: there is something to balance.
+    calls = [Call((11 + i % 2,) * 150, 60, seed=i) for i in range(4)]
 
     async def change(watched: WatchedPage) -> None:
         pids = [f"pid {member.pid}" for member in (*before.routers, *before.experts)]
