@@ -310,6 +310,8 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell's background job, which the tests may be, ignores Ctrl-C, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_the_chat(deployment: FakeDeployment) -> None:
