@@ -50,10 +50,8 @@ browser:
 	@tools/install_chromium.sh
 
 # Both parts run side by side, and both to their end; the target fails if either does.
-# The cluster's tests take longest, so the others only get the processor time that those leave. Ray is started once
-# before: it gives its own processes 30 s, too little for a fresh install's first start beside everything else.
+# The cluster's tests take longest, so the others only get the processor time that those leave.
 test: $(DEV) browser
-	@$(BIN)/python -c 'import ray, torch; ray.init(address="local", include_dashboard=False, log_to_driver=False)'
 	@status=0; mkdir -p build; \
 	nice -n 5 $(MAKE) --no-print-directory test-fast > build/test-fast.log 2>&1 & fast=$$!; \
 	$(MAKE) --no-print-directory test-cluster || status=1; \

@@ -99,6 +99,9 @@ class Watched:
 @contextmanager
 def deployments(experts: int) -> Iterator[dict[str, Watched]]:
     """The three, side by side."""
+    http_port, grpc_port = free_ports(2)
+    # Before anything of gRPC: its threads would make Ray's forks unsafe.
+    ray.init(address="local", num_cpus=64, log_to_driver=False, _system_config={"worker_niceness": 0})
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Receiver(), server)
     collector = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -109,8 +112,6 @@ def deployments(experts: int) -> Iterator[dict[str, Watched]]:
         TRACES: [f"tracing.otlp_endpoint={collector}"],
     }
     names = {kind: f"watch-{i}" for i, kind in enumerate(overrides)}
-    http_port, grpc_port = free_ports(2)
-    ray.init(address="local", num_cpus=64, log_to_driver=False, _system_config={"worker_niceness": 0})
     try:
         serve.start(
             http_options={"host": "127.0.0.1", "port": http_port},

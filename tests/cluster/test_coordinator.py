@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,13 @@ def _member(name: str, config: DeploymentConfig, linger_s: float = LINGER_S) -> 
     return FakeMember(member_info(name), finder, finder.trust)
 
 
+async def _form(members: Sequence[FakeMember]) -> None:
+    for m in members:
+        await m.client.start(m)
+    for m in members:
+        await m.until(lambda m=m: m.live == 1)
+
+
 def _pid(app_name: str) -> int:
     actor = ray.get_actor(actor_name(app_name), namespace=NAMESPACE)
     pid: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
@@ -67,10 +74,7 @@ def test_members_go_on_after_the_coordinator_was_killed(demo_checkpoint: Path) -
     async def scenario() -> None:
         members = [_member(n, config) for n in ("r0", "e0", "e1")]
         try:
-            for m in members:
-                await m.client.start(m)
-            for m in members:
-                await m.until(lambda m=m: m.live == 1)
+            await _form(members)
             placement = members[0].generations[0].placement
             assert placement.n_hosts == 2
             first_address = await asyncio.to_thread(coordinator_address, "killed")
@@ -101,10 +105,7 @@ def test_a_frozen_coordinator_is_ended_and_another_goes_on(demo_checkpoint: Path
     async def scenario() -> None:
         members = [_member(n, config) for n in ("r0", "e0", "e1")]
         try:
-            for m in members:
-                await m.client.start(m)
-            for m in members:
-                await m.until(lambda m=m: m.live == 1)
+            await _form(members)
             frozen = await asyncio.to_thread(_pid, "frozen")
             os.kill(frozen, signal.SIGSTOP)
             members[0].client.wake_request(1, 1)

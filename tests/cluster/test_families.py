@@ -15,30 +15,13 @@ from serve_cluster import Deployment, ServeCluster
 from steady_calls import CHUNKS_PER_S, SteadyCalls
 from steady_calls import check as check_steady
 from tiny_checkpoints import VOCAB, Family, load_reference, reference_logits
+from tiny_deployment import tiny_config
 
-from expertmesh.configs.schema import (
-    DeploymentConfig,
-    EngineConfig,
-    ExpertsConfig,
-    GatewayConfig,
-    ModelConfig,
-    RouterConfig,
-    SchedulerConfig,
-)
+from expertmesh.configs.schema import EngineConfig, GatewayConfig
 
 PROMPT_LENGTHS = (1, 9, 150, 31, 330, 64, 127, 17)
 MAX_TOKENS = 12
-
-
-def config(name: str, folder: Path, n_routers: int, n_hosts: int) -> DeploymentConfig:
-    return DeploymentConfig(
-        name=name,
-        model=ModelConfig(path=folder),
-        router=RouterConfig(replicas=n_routers, threads=1),
-        experts=ExpertsConfig(replicas=n_hosts, threads=1),
-        engine=EngineConfig(kv_cache_tokens=4096),
-        scheduler=SchedulerConfig(max_step_tokens=56),
-    )
+STEP_TOKENS = 56
 
 
 def check(deployment: Deployment, folder: Path) -> None:
@@ -63,7 +46,7 @@ def test_a_dense_model_has_no_expert_hosts(
     cluster: ServeCluster, tiny_checkpoint: Callable[[Family], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny_checkpoint("llama")
-    with cluster.deploy(config("dense", folder, 2, 2)) as (deployment,):
+    with cluster.deploy(tiny_config("dense", folder, 2, 2, STEP_TOKENS)) as (deployment,):
         assert "dense model: experts.replicas is 2 and is ignored" in caplog.text
         check(deployment, folder)
         topology = deployment.topology()
@@ -74,7 +57,7 @@ def test_a_dense_model_has_no_expert_hosts(
 def test_lost_and_added_processes_cost_no_stream_a_token(
     family: Family, cluster: ServeCluster, tiny_checkpoint: Callable[[Family], Path]
 ) -> None:
-    settings = config(f"steady-{family}", tiny_checkpoint(family), 2, 2)
+    settings = tiny_config(f"steady-{family}", tiny_checkpoint(family), 2, 2, STEP_TOKENS)
     settings = settings.model_copy(
         update={
             "engine": EngineConfig(kv_cache_tokens=8192, deterministic=True, tile_rows=8),

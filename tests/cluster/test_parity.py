@@ -11,16 +11,8 @@ from parity_checks import check_answer
 from serve_clients import Answer, Call, random_prompt
 from serve_cluster import Deployment, ServeCluster
 from tiny_checkpoints import FAMILIES, KINDS, VOCAB, Family, Kind, load_reference, reference_logits
+from tiny_deployment import tiny_config
 from torch import Tensor
-
-from expertmesh.configs.schema import (
-    DeploymentConfig,
-    EngineConfig,
-    ExpertsConfig,
-    ModelConfig,
-    RouterConfig,
-    SchedulerConfig,
-)
 
 MOE_FAMILIES = [family for family in FAMILIES if family != "llama"]
 LAYOUTS = ((1, 2), (2, 3), (1, 1))
@@ -28,8 +20,6 @@ LAYOUTS = ((1, 2), (2, 3), (1, 1))
 PROMPT_LENGTHS = (1, 2, 9, 150, 31, 64, 330, 5, 90, 127, 17, 3)
 """Across the borders of blocks, of windows and of every compression (4 and 128)."""
 MAX_TOKENS = 12
-STEP_TOKENS = 24
-"""Well below most prompts, so that they are computed in chunks beside the others' decodes."""
 
 
 @pytest.mark.parametrize(
@@ -41,7 +31,9 @@ def test_logprobs_and_greedy_tokens_are_those_of_transformers(
 ) -> None:
     folder = tiny_checkpoint(family)
     reference = Reference(folder)
-    with cluster.deploy(config(f"parity-{family.replace('.', '')}", folder, *LAYOUTS[0])) as (deployment,):
+    with cluster.deploy(tiny_config(f"parity-{family.replace('.', '')}", folder, *LAYOUTS[0])) as (
+        deployment,
+    ):
         for n_routers, n_hosts in LAYOUTS:
             scale(deployment, n_routers, n_hosts)
             reference.check(deployment)
@@ -55,21 +47,10 @@ def test_logprobs_and_greedy_tokens_are_those_of_transformers(
 
 def test_fused(cluster: ServeCluster, tiny_checkpoint: Callable[[Kind | Family], Path]) -> None:
     folders = {kind: tiny_checkpoint(kind) for kind in KINDS}
-    configs = [config(f"fused-{kind}", folder, 1, 0) for kind, folder in folders.items()]
+    configs = [tiny_config(f"fused-{kind}", folder, 1, 0) for kind, folder in folders.items()]
     with cluster.deploy(*configs) as deployments:
         for folder, deployment in zip(folders.values(), deployments, strict=True):
             Reference(folder).check(deployment)
-
-
-def config(name: str, folder: Path, n_routers: int, n_hosts: int) -> DeploymentConfig:
-    return DeploymentConfig(
-        name=name,
-        model=ModelConfig(path=folder),
-        router=RouterConfig(replicas=n_routers, threads=1),
-        experts=ExpertsConfig(replicas=n_hosts, threads=1),
-        engine=EngineConfig(kv_cache_tokens=4096),
-        scheduler=SchedulerConfig(max_step_tokens=STEP_TOKENS),
-    )
 
 
 def scale(deployment: Deployment, n_routers: int, n_hosts: int) -> None:

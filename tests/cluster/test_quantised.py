@@ -6,19 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from parity_checks import check_answer
 from serve_clients import Answer, Call, random_prompt
 from serve_cluster import Deployment, ServeCluster
 from tiny_checkpoints import VOCAB, load_reference, reference_logits
-
-from expertmesh.configs.schema import (
-    DeploymentConfig,
-    EngineConfig,
-    ExpertsConfig,
-    ModelConfig,
-    RouterConfig,
-)
+from tiny_deployment import tiny_config
 
 PROMPT_LENGTHS = (1, 9, 150, 31)
 MAX_TOKENS = 8
@@ -32,29 +24,13 @@ async def ask(deployment: Deployment) -> list[tuple[tuple[int, ...], Answer]]:
     return list(zip(prompts, answers, strict=True))
 
 
-@pytest.fixture
-def config() -> Callable[..., DeploymentConfig]:
-    def make(name: str, folder: Any, **experts: Any) -> DeploymentConfig:
-        return DeploymentConfig(
-            name=name,
-            model=ModelConfig(path=folder),
-            router=RouterConfig(threads=1),
-            experts=ExpertsConfig(replicas=2, threads=1, **experts),
-            engine=EngineConfig(kv_cache_tokens=4096),
-        )
-
-    return make
-
-
 def test_experts_as_stored_and_in_int8(
-    cluster: ServeCluster,
-    quantised_checkpoint: Callable[[str], Any],
-    config: Callable[..., DeploymentConfig],
+    cluster: ServeCluster, quantised_checkpoint: Callable[[str], Any]
 ) -> None:
     pair = quantised_checkpoint("v3-fp8")
-    with cluster.deploy(
-        config("fp8", pair.stored), config("int8", pair.plain, weights="int8")
-    ) as deployments:
+    stored = tiny_config("fp8", pair.stored, 1, 2)
+    int8 = tiny_config("int8", pair.plain, 1, 2, weights="int8")
+    with cluster.deploy(stored, int8) as deployments:
         exact, near = (asyncio.run(ask(deployment)) for deployment in deployments)
     reference = load_reference(pair.plain)
     for prompt, answer in exact:

@@ -1,5 +1,6 @@
 // A chart over time on a canvas: stacked areas or lines, dashed lines for events, a cross hair for pointer and keys.
 
+import { fitted } from "./canvas.js";
 import { colour } from "./theme.js";
 
 const EDGE = { left: 54, right: 10, top: 8, bottom: 20 };
@@ -63,12 +64,8 @@ export class TimeChart {
 
   draw() {
     const { canvas, data } = this;
-    const scale = devicePixelRatio || 1;
-    if (!canvas.clientWidth) return;
-    canvas.width = Math.round(canvas.clientWidth * scale);
-    canvas.height = Math.round(canvas.clientHeight * scale);
-    const context = canvas.getContext("2d");
-    context.scale(scale, scale);
+    const context = fitted(canvas);
+    if (!context) return;
     context.font = FONT;
     this.now = data.times.at(-1) ?? Date.now() / 1000;
     this.top = niceCeiling(this.largest());

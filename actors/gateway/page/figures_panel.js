@@ -1,5 +1,6 @@
 // The key figures with their small curves, and the two charts.
 
+import { fitted } from "./canvas.js";
 import { TimeChart } from "./chart.js";
 import { byId, count, digits, element, milliseconds, msText, percent, times } from "./format.js";
 import { state, watch } from "./state.js";
@@ -129,13 +130,9 @@ function set(id, value, unit, sub, values) {
 }
 
 function spark(canvas, values) {
-  const scale = devicePixelRatio || 1;
+  const context = fitted(canvas);
+  if (!context) return;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (!width) return;
-  canvas.width = width * scale;
-  canvas.height = height * scale;
-  const context = canvas.getContext("2d");
-  context.scale(scale, scale);
   const most = Math.max(...values.map((value) => value ?? 0), 1e-9);
   context.strokeStyle = context.fillStyle = colour("accent");
   context.lineWidth = 1.25;

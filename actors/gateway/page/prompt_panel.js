@@ -1,6 +1,7 @@
 // Sends a prompt and shows its tokens as they come, with the gap before each.
 
 import { ApiError, call, events } from "./api.js";
+import { fitted } from "./canvas.js";
 import { byId, count, element, msText } from "./format.js";
 import { askForKey } from "./key_dialog.js";
 import { state, watch } from "./state.js";
@@ -121,13 +122,9 @@ function figures({ begun = 0, first = null, last = 0, tokens = 0, prompt = null 
 
 function drawGaps() {
   const canvas = byId("gaps");
-  const scale = devicePixelRatio || 1;
+  const context = fitted(canvas);
+  if (!context) return;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (!width) return;
-  canvas.width = width * scale;
-  canvas.height = height * scale;
-  const context = canvas.getContext("2d");
-  context.scale(scale, scale);
   context.fillStyle = colour("line");
   context.fillRect(0, height - 1, width, 1);
   const shown = gaps.slice(-Math.floor(width / 3));

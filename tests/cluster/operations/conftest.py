@@ -82,39 +82,38 @@ def operated(
 def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterator[Operated]:
     key_file = folder / "keys.yaml"
     admin_key, user_key = new_key(), new_key()
-    spans = OtlpReceiver()
     write_keys(key_file, entry(admin_key, "admin", "operator"), entry(user_key, "user", "service"))
     secret_file = folder / "secret"
     secret_file.write_text(new_secret())
     authority = Authority(folder)
     certificate = authority.issue()
-    config = demo_config(
-        "name=operated",
-        "experts.redundant_slots=4",
-        f"access.key_file={key_file}",
-        f"access.reload_s={KEY_RELOAD_S}",
-        f"security.cluster_secret_file={secret_file}",
-        f"security.internal_tls.cert_file={certificate.cert_file}",
-        f"security.internal_tls.key_file={certificate.key_file}",
-        f"security.internal_tls.ca_file={authority.ca_file}",
-        # Only what a client says that it traces.
-        f"tracing.otlp_endpoint={spans.endpoint}",
-        "tracing.sample_ratio=0",
-        "tracing.decode_steps_per_span=8",
-        "logging.format=json",
-    )
-    cluster = ServeCluster(metrics_interval_s=1.0)
+    # Ray first: a process in which gRPC serves cannot start it safely, as it forks.
     with (
-        contextlib.closing(spans),
-        contextlib.closing(cluster),
-        cluster.deploy(config, key=admin_key) as [admin],
+        contextlib.closing(ServeCluster(metrics_interval_s=1.0)) as cluster,
+        contextlib.closing(OtlpReceiver()) as spans,
     ):
-        yield Operated(
-            admin,
-            replace(admin, key=user_key),
-            replace(admin, key=""),
-            cluster,
-            key_file,
-            TOKEN_FILE.read_text().strip() if TOKEN_FILE.exists() else "",
-            spans,
+        config = demo_config(
+            "name=operated",
+            "experts.redundant_slots=4",
+            f"access.key_file={key_file}",
+            f"access.reload_s={KEY_RELOAD_S}",
+            f"security.cluster_secret_file={secret_file}",
+            f"security.internal_tls.cert_file={certificate.cert_file}",
+            f"security.internal_tls.key_file={certificate.key_file}",
+            f"security.internal_tls.ca_file={authority.ca_file}",
+            # Only what a client says that it traces.
+            f"tracing.otlp_endpoint={spans.endpoint}",
+            "tracing.sample_ratio=0",
+            "tracing.decode_steps_per_span=8",
+            "logging.format=json",
         )
+        with cluster.deploy(config, key=admin_key) as [admin]:
+            yield Operated(
+                admin,
+                replace(admin, key=user_key),
+                replace(admin, key=""),
+                cluster,
+                key_file,
+                TOKEN_FILE.read_text().strip() if TOKEN_FILE.exists() else "",
+                spans,
+            )

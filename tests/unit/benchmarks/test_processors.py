@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -101,17 +100,35 @@ def test_a_process_once_seen_stays_ours_until_its_id_is_reused(tmp_path: Path) -
     assert watch.own_pids() == []
 
 
+BURN_S = 0.3
+BURNING_CHILD = f"""
+import time
+print("up", flush=True)
+input()
+end_s = time.process_time() + {BURN_S}
+while time.process_time() < end_s:
+    pass
+print("burnt", flush=True)
+input()
+"""
+
+
 def test_the_time_of_a_busy_child_is_ours() -> None:
-    burn = "import time; end = time.time() + 30; print('up', flush=True)\nwhile time.time() < end: pass"
     watch = CpuWatch("test-run", [min(os.sched_getaffinity(0))])
-    with subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", BURNING_CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
-            assert child.stdout is not None
             child.stdout.readline()
             assert child.pid in watch.own_pids()
             start = watch.snapshot()
-            # Not synchronisation: the window over which use is averaged.
-            time.sleep(0.5)
-            assert usage_between(start, watch.snapshot()).own_cores > 0.1
+            print(file=child.stdin, flush=True)
+            child.stdout.readline()
+            end = watch.snapshot()
+            # Both are counted in whole ticks of the system's clock.
+            assert end.own_s - start.own_s >= BURN_S - 2 / os.sysconf("SC_CLK_TCK")
+            assert usage_between(start, end).own_cores > 0
         finally:
             child.kill()

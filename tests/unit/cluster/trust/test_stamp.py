@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from set_clock import SetClock
 
 from expertmesh.cluster.trust.stamp import MAX_AGE_S, StampChecker, make_stamp
 
 SECRET, OTHER = "s" * 32, "o" * 32
 METHOD, ADDRESS = "/a.B/C", "10.0.0.1:7"
 NOW_S = 1_900_000_000
-
-
-class Clock:
-    now_s = float(NOW_S)
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def stamp(
@@ -25,7 +19,7 @@ def stamp(
 
 
 def test_who_knows_the_secret_is_let_in_once_for_a_stamp():
-    checker = StampChecker(lambda: (SECRET,), Clock())
+    checker = StampChecker(lambda: (SECRET,), SetClock(NOW_S))
     assert checker.problem(stamp(), METHOD, ADDRESS) == ""
     assert "used before" in checker.problem(stamp(), METHOD, ADDRESS)
     assert checker.problem(stamp(nonce="n2"), METHOD, ADDRESS) == ""
@@ -48,21 +42,21 @@ def test_who_knows_the_secret_is_let_in_once_for_a_stamp():
     ],
 )
 def test_others_are_not_and_hear_why(shown, problem):
-    checker = StampChecker(lambda: (SECRET,), Clock())
+    checker = StampChecker(lambda: (SECRET,), SetClock(NOW_S))
     found = checker.problem(shown, METHOD, ADDRESS)
     assert problem in found
     assert SECRET not in found
 
 
 def test_nobody_is_let_in_before_there_is_a_secret():
-    checker = StampChecker(lambda: (), Clock())
+    checker = StampChecker(lambda: (), SetClock(NOW_S))
     assert checker.problem(stamp(), METHOD, ADDRESS)
     assert checker.problem(stamp(secret=""), METHOD, ADDRESS)
 
 
 def test_the_old_secret_counts_for_as_long_as_it_is_held():
     held = [OTHER, SECRET]
-    checker = StampChecker(lambda: held, Clock())
+    checker = StampChecker(lambda: held, SetClock(NOW_S))
     assert checker.problem(stamp(), METHOD, ADDRESS) == ""
     assert checker.problem(stamp(OTHER, nonce="n2"), METHOD, ADDRESS) == ""
     held.remove(SECRET)
@@ -70,7 +64,7 @@ def test_the_old_secret_counts_for_as_long_as_it_is_held():
 
 
 def test_what_has_been_used_is_remembered_while_it_could_be_used_again():
-    clock = Clock()
+    clock = SetClock(NOW_S)
     checker = StampChecker(lambda: (SECRET,), clock)
     early = stamp(at_s=NOW_S + MAX_AGE_S)  # from a clock that is ahead
     assert checker.problem(early, METHOD, ADDRESS) == ""

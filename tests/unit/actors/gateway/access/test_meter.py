@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from set_clock import SetClock
 
 from expertmesh.actors.gateway.access.gate import UNCHECKED, Caller
 from expertmesh.actors.gateway.access.keys import ApiKey, KeyLimits
@@ -11,16 +12,9 @@ from expertmesh.actors.gateway.access.meter import Meter
 from expertmesh.actors.gateway.errors import ErrorKind, GatewayError
 
 
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock(1000.0)
 
 
 @pytest.fixture

@@ -5,20 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from set_clock import SetClock
 
 from expertmesh.actors.gateway.feed.stream_watch import StreamWatch, percentile
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock(100.0)
 
 
 @pytest.fixture
