@@ -185,7 +185,8 @@ def markdown(result: dict[str, Any]) -> str:
         rate = statistics.median(r["tokens_per_s"] for r in rounds)
         cells = [kind, f"{step_ms:.2f} ms", _ratio(figures, kind, "step_ms")]
         lines.append(f"| {' | '.join([*cells, f'{rate:.0f}', _ratio(figures, kind, 'tokens_per_s')])} |")
-    hosts = f"{result['experts']} expert hosts" if result["experts"] else "no expert hosts"
+    n_hosts = result["experts"]
+    hosts = f"{n_hosts} expert host{'s' * (n_hosts != 1)}" if n_hosts else "no expert hosts"
     setting = (
         f"The demo on 1 router and {hosts}, {result['streams']} streams of {result['tokens']} tokens, "
         f"{result['rounds']} rounds of all three in turns. Ratios are medians over the rounds, against "

@@ -19,8 +19,8 @@ from serve_cluster import Deployment, ServeCluster
 from expertmesh.configs.load import load_config
 from expertmesh.configs.schema import DeploymentConfig
 
-# Tests start clusters behind calls to others, and Ray starts its processes by forks. Beside gRPC's threads its
-# fork handlers end such a child now and then before it has become anything, and nobody is told.
+# Tests start clusters behind calls to others, and Ray starts its processes by forks. Beside gRPC's threads,
+# its fork handlers end such a child now and then before it has become anything, and nobody is told.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 FOLDER = Path(__file__).parent
