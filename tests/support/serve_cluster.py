@@ -96,7 +96,11 @@ class Deployment:
         raise TimeoutError(f"no generation is live within {SETTLE_S:g} s: {seen}")
 
     def until(
-        self, condition: Callable[[pb.Topology], bool], what: str, timeout_s: float = SETTLE_S
+        self,
+        condition: Callable[[pb.Topology], bool],
+        what: str,
+        timeout_s: float = SETTLE_S,
+        poll_s: float = POLL_S,
     ) -> pb.Topology:
         """The first topology for which the condition holds."""
         deadline_s = time.monotonic() + timeout_s
@@ -106,7 +110,7 @@ class Deployment:
                 topology = self.topology()
                 if condition(topology):
                     return topology
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         raise AssertionError(f"{self.config.name}: {what}: not within {timeout_s:g} s; last: {topology}")
 
     def until_complete(self, above: int = 0, timeout_s: float = START_S) -> pb.Topology:

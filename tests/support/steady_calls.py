@@ -17,8 +17,9 @@ CHUNKS_PER_S = 60
 """For a deployment under steady calls: every message costs Serve, the gateway and the client, who all take
 it from the cores on which the processes start that these tests wait for."""
 COALESCING = f"gateway.stream_chunks_per_s={CHUNKS_PER_S}"
-NICENESS = 5
-"""Of processes under steady calls: they compute without a pause, and leave the cores to what starts."""
+NICENESS = 10
+"""Of processes under steady calls: they compute without a pause, and leave the cores to what starts and to
+the tests beside."""
 
 Expected = Sequence[Sequence[int]]
 """The tokens of every call when nothing is done."""

@@ -74,10 +74,6 @@ class Command:
         """Sends a signal to the command alone."""
         self._process.send_signal(signum)
 
-    def signal_group(self, signum: int) -> None:
-        """Sends a signal to its whole process group, as a terminal does."""
-        os.killpg(self._process.pid, signum)
-
     def wait(self, timeout_s: float) -> int:
         """The exit code."""
         code = self._process.wait(timeout_s)

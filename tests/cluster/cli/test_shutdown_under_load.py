@@ -22,7 +22,8 @@ GRPC = r"gRPC\S*\s+(127\.0\.0\.1:\d+)"
 HTTP = r"HTTP\S*\s+(http://127\.0\.0\.1:\d+/v1)"
 PROMPT = "The SELECT statement"
 N_STREAMS = 8
-LONG, SHORT = 300, 5
+LONG, SHORT = 200, 5
+CTRL_C = b"\x03"
 
 
 class Clients:
@@ -82,9 +83,11 @@ class Clients:
 
 
 def test_what_runs_is_finished_what_comes_is_refused_and_a_second_start_works(command, repository):
-    def start(grpc_port: str, http_port: str):
+    """SIGTERM to the first, Ctrl-C in a terminal to the second."""
+
+    def start(grpc_port: str, http_port: str, terminal: bool = False):
         ports = ("--grpc-port", grpc_port, "--http-port", http_port)
-        return command("serve", str(repository / "configs" / "demo.yaml"), *ports)
+        return command("serve", str(repository / "configs" / "demo.yaml"), *ports, terminal=terminal)
 
     serving = start("0", "0")
     clients = Clients(serving)
@@ -108,12 +111,20 @@ def test_what_runs_is_finished_what_comes_is_refused_and_a_second_start_works(co
     assert "Traceback" not in serving.output
     assert serving.living() == []
 
-    again = start(*clients.ports)
+    again = start(*clients.ports, terminal=True)
     clients = Clients(again)
     again.wait_for("Serving")
-    assert clients.over_grpc(SHORT) == clients.over_http(SHORT) == (SHORT, "length")
-    again.signal_group(signal.SIGINT)
+    assert clients.over_http(SHORT) == (SHORT, "length")
+    with ThreadPoolExecutor(N_STREAMS) as pool:
+        streams = [pool.submit(clients.over_grpc, LONG, begun) for _ in range(N_STREAMS)]
+        for _ in streams:
+            assert begun.acquire(timeout=CALL_S)
+        # The terminal sends SIGINT to the whole process group, Ray's own processes included.
+        again.type(CTRL_C)
+        assert [stream.result() for stream in streams] == [(LONG, "length")] * N_STREAMS
     assert again.wait(STOP_S) == 0, again.output
+    assert "draining" in again.output
+    assert "cut off" not in again.output
     assert "Traceback" not in again.output
     assert again.living() == []
 

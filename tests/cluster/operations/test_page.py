@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import WatchedPage, chromium, watched_page
+from browser import WAIT_MS, WatchedPage, chromium, watched_page
 from serve_clients import Call
 from steady_calls import SteadyCalls
 
@@ -50,14 +50,24 @@ async def scale_hosts(watched: WatchedPage, by: int) -> None:
 
 
 async def where_experts_stand(watched: WatchedPage) -> list[str]:
-    """What the heat map says of the copies of each expert of the first layer, going through it by keys."""
+    """What the heat map says of the copies of each expert of every layer, going through it by keys."""
     await watched.page.focus("#map-stage")
     await watched.page.keyboard.press("Control+Home")
     said = []
-    for _ in range(int(await watched.page.get_attribute("#map-stage", "aria-colcount") or 0)):
-        said.append((await watched.text("#map-said")).rpartition(" · ")[2])
-        await watched.page.keyboard.press("ArrowRight")
+    for _ in range(int(await watched.page.get_attribute("#map-stage", "aria-rowcount") or 0)):
+        for _ in range(int(await watched.page.get_attribute("#map-stage", "aria-colcount") or 0)):
+            said.append((await watched.text("#map-said")).rpartition(" · ")[2])
+            await watched.page.keyboard.press("ArrowRight")
+        await watched.page.keyboard.press("Home")
+        await watched.page.keyboard.press("ArrowDown")
     return said
+
+
+async def until_experts_stand(watched: WatchedPage, condition: Callable[[list[str]], bool]) -> None:
+    """Waits until the heat map says so: the page hears of a change first, then where experts stand."""
+    async with asyncio.timeout(WAIT_MS / 1e3):
+        while not condition(await where_experts_stand(watched)):
+            pass
 
 
 def test_scale_and_rebalance_by_the_page_while_requests_run(operated: Operated) -> None:
@@ -78,14 +88,14 @@ def test_scale_and_rebalance_by_the_page_while_requests_run(operated: Operated) 
         await watched.page.click("#confirm-yes")
         await watched.until_text("#progress", "Rebalancing: done in")
         await watched.until_text("#events .event", "Rebalanced")
-        balanced = await where_experts_stand(watched)
-        assert balanced != stood
-        assert any("2 copies" in where for where in balanced)
+        await until_experts_stand(
+            watched, lambda now: now != stood and any("2 copies" in where for where in now)
+        )
 
         await scale_hosts(watched, 1)
         await watched.until(f"document.querySelectorAll('{HOSTS}').length === 3")
         await watched.until_text("#events .event", "Scaled: 1 router, 3 hosts")
-        assert any("host 2" in where for where in await where_experts_stand(watched))
+        await until_experts_stand(watched, lambda now: any("host 2" in where for where in now))
 
     answers = SteadyCalls(admin, calls).during(lambda: in_page(operated, change))
     assert {answer.finish_reason for _, answer in answers} == {"length"}
