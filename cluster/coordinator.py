@@ -14,21 +14,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from expertmesh.cluster.actions import (
-    Abandon,
-    Exclude,
-    Live,
-    Message,
-    Prepare,
-    Probe,
-    PublishTopology,
-    Send,
-    Switch,
-    Wake,
-)
+from expertmesh.cluster.actions import Exclude, Send
+from expertmesh.cluster.alarm import Alarm
 from expertmesh.cluster.control_service import ControlServicer
 from expertmesh.cluster.load import LoadTable
 from expertmesh.cluster.membership import Membership
+from expertmesh.cluster.messages import message_to_proto
 from expertmesh.cluster.metrics.coordinator import CoordinatorMetrics, Observation
 from expertmesh.cluster.placement.interface import Placer
 from expertmesh.cluster.reloading import old_weights_needed
@@ -47,7 +38,6 @@ from expertmesh.cluster.types import MemberInfo, Role
 from expertmesh.cluster.wire import (
     WireError,
     generation_from_proto,
-    generation_to_proto,
     load_from_proto,
     member_from_proto,
 )
@@ -57,9 +47,6 @@ from expertmesh.proto.v1 import internal_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 0.2
-"""Between a deadline and acting on it: after a pause of this process, what its members sent meanwhile is
-read first."""
 SERVER_OPTIONS = [
     # Members probe the connection while it is silent, so that a lost node is noticed.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -115,8 +102,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         self._sessions: dict[str, Session] = {}
         self._draining = False
         self._server: TrustedServer | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._in_grace = False
+        self._alarm = Alarm(self._machine.next_deadline_s, self._tick)
         self._occupied = asyncio.Event()
         self._vacant = asyncio.Event()
         self._vacant.set()
@@ -139,8 +125,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         """Ends every stream without excluding anybody."""
         if self._scaling:
             await self._scaling.stop()
-        if self._timer:
-            self._timer.cancel()
+        self._alarm.cancel()
         if self._server:
             await self._server.stop()
 
@@ -364,7 +349,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
             session = self._sessions.get(action.incarnation)
             if session is None:
                 continue
-            session.send(self._to_proto(action.message))
+            session.send(message_to_proto(action.message, self.topology))
             if isinstance(action.message, Exclude):
                 logger.warning("%s is out: %s", session.member.label, action.message.reason)
                 session.end()
@@ -372,7 +357,7 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
                     self._kill(session.member)
         if self._metrics:
             self._metrics.saw(self._machine.view().last_change, self._machine.take_deadline_misses())
-        self._arm()
+        self._alarm.set()
 
     def _kill(self, member: MemberInfo) -> None:
         """Nobody counts on a process that is out: it may hold memory and a device, and its place."""
@@ -386,27 +371,6 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
         if not task.cancelled() and (error := task.exception()):
             logger.error("a process that is out could not be killed: %r", error)
 
-    def _to_proto(self, message: Message) -> pb.CoordinatorMessage:
-        match message:
-            case Prepare(generation):
-                return pb.CoordinatorMessage(prepare=pb.Prepare(generation=generation_to_proto(generation)))
-            case Live(number, epoch):
-                return pb.CoordinatorMessage(live=pb.Live(generation=number, epoch=epoch))
-            case Switch(number, successor):
-                switch = pb.Switch(from_generation=number, to_generation=successor)
-                return pb.CoordinatorMessage(switch=switch)
-            case Abandon(number, reason):
-                return pb.CoordinatorMessage(abandon=pb.Abandon(generation=number, reason=reason))
-            case Wake(number, epoch):
-                return pb.CoordinatorMessage(wake=pb.Wake(generation=number, epoch=epoch))
-            case Exclude(reason):
-                return pb.CoordinatorMessage(excluded=pb.Excluded(reason=reason))
-            case Probe(number, addresses, timeout_s):
-                probe = pb.Probe(round=number, addresses=dict(addresses), timeout_s=timeout_s)
-                return pb.CoordinatorMessage(probe=probe)
-            case PublishTopology():
-                return pb.CoordinatorMessage(topology=self.topology())
-
     def _send_drain(self, session: Session) -> None:
         session.send(pb.CoordinatorMessage(drain=pb.Drain()))
         session.send(pb.CoordinatorMessage(topology=self.topology()))
@@ -416,23 +380,5 @@ class Coordinator(internal_pb2_grpc.MembershipServicer):
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _arm(self) -> None:
-        """Sets the timer to the next deadline; one that fires early does no harm and is left."""
-        due_s = self._machine.next_deadline_s()
-        if due_s is None or self._in_grace:
-            return
-        due_s = max(due_s, self._now_s())
-        if self._timer:
-            if self._timer.when() <= due_s:
-                return
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due_s, self._on_deadline)
-
-    def _on_deadline(self) -> None:
-        self._in_grace = True
-        self._timer = asyncio.get_running_loop().call_later(GRACE_S, self._tick)
-
     def _tick(self) -> None:
-        self._timer = None
-        self._in_grace = False
         self._apply(self._machine.tick(self._now_s()))

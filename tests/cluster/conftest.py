@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from serve_cluster import Deployment, ServeCluster
+from steady_calls import COALESCING
 
 from expertmesh.configs.load import load_config
 from expertmesh.configs.schema import DeploymentConfig
@@ -52,7 +53,7 @@ class _Running:
 RUNNING = pytest.StashKey[_Running]()
 
 
-SHARED_DEPLOYMENTS = ("deterministic_1x2", "fast_2x2")
+SHARED_DEPLOYMENTS = ("deterministic_1x2", "deterministic_2x2", "fast_2x2")
 """Fixtures of a deployment that several modules use: one process starts it."""
 
 
@@ -137,6 +138,24 @@ def deterministic_1x2(_running: _Running, demo_config: Callable[..., DeploymentC
     """The demo checkpoint in deterministic mode, with a cache too small for all that may run at once."""
     return _running.deployment(
         demo_config("name=deterministic-1x2", "engine.deterministic=true", "engine.kv_cache_tokens=4096")
+    )
+
+
+@pytest.fixture(scope="module")
+def deterministic_2x2(_running: _Running, demo_config: Callable[..., DeploymentConfig]) -> Deployment:
+    """Two of each in deterministic mode; who is silent for 3 s is taken for frozen."""
+    return _running.deployment(
+        demo_config(
+            "name=deterministic-2x2",
+            COALESCING,
+            "gateway.replicas=2",
+            "router.replicas=2",
+            "experts.replicas=2",
+            "engine.deterministic=true",
+            "failure.heartbeat_s=0.5",
+            "failure.deadline_s=3",
+            "failure.report_s=2",
+        )
     )
 
 

@@ -54,7 +54,7 @@ def test_load_scales_up_and_its_end_scales_down(scaled: Deployment, expected: li
     def wait_for_more() -> None:
         under_load.append(scaled.until_settled(2, 2, SCALED_S))
 
-    check(SteadyCalls(scaled, CALLS).during(wait_for_more), expected)
+    check(SteadyCalls(scaled, CALLS, pauses=0).during(wait_for_more), expected)
     [full] = under_load
     assert (full.last_change.kind, full.last_change.outcome) == ("scale", "live")
 
@@ -62,7 +62,7 @@ def test_load_scales_up_and_its_end_scales_down(scaled: Deployment, expected: li
     def wait_for_one_router() -> None:
         scaled.until(lambda t: len(t.routers) == 1, "one router for one stream", SCALED_S)
 
-    check(SteadyCalls(scaled, CALLS[:1]).during(wait_for_one_router), expected[:1])
+    check(SteadyCalls(scaled, CALLS[:1], pauses=0).during(wait_for_one_router), expected[:1])
     idle = scaled.until_settled(1, 1, SCALED_S)
     assert (idle.last_change.kind, idle.last_change.outcome) == ("scale", "live")
     assert idle.generation > full.generation

@@ -6,44 +6,32 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 from serve_clients import Answer
-from serve_cluster import Deployment, ServeCluster, pid_of
-from steady_calls import COALESCING, SteadyCalls, check, make_calls
+from serve_cluster import Deployment, pid_of
+from steady_calls import SteadyCalls, check, make_calls
 
 from expertmesh.actors.coordinator import NAMESPACE, actor_name
-from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 
 CALLS = make_calls(6, first_tokens=60, more_tokens=10)
 N_ROUTERS, N_HOSTS = 2, 2
 GONE_S = 60.0
+LONG = 240
 
 Victims = Callable[[Deployment, pb.Topology], list[int]]
 """The processes that are lost together."""
 
 
 @pytest.fixture(scope="module")
-def faults(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Deployment]:
-    """Two of each in deterministic mode; who is silent for 3 s is taken for frozen."""
-    config = demo_config(
-        "name=faults",
-        COALESCING,
-        "gateway.replicas=2",
-        f"router.replicas={N_ROUTERS}",
-        f"experts.replicas={N_HOSTS}",
-        "engine.deterministic=true",
-        "failure.heartbeat_s=0.5",
-        "failure.deadline_s=3",
-        "failure.report_s=2",
-    )
-    with cluster.deploy(config) as [deployment]:
-        yield deployment
+def faults(deterministic_2x2: Deployment) -> Deployment:
+    """Two of each, of which some are lost."""
+    return deterministic_2x2
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +138,7 @@ def test_a_host_that_dies_while_others_join_costs_no_stream_a_token(
 def test_a_dead_gateway_ends_its_own_streams_alone(faults: Deployment, expected: list[list[int]]) -> None:
     """Serve tells their clients; the routers free what they held, and new calls are answered."""
     faults.until_settled(N_ROUTERS, N_HOSTS)
-    calls = [replace(CALLS[i % len(CALLS)], max_tokens=600) for i in range(12)]
+    calls = [replace(CALLS[i % len(CALLS)], max_tokens=LONG) for i in range(12)]
 
     async def kill_one() -> list[Answer | BaseException]:
         flowing = asyncio.Event()
@@ -173,7 +161,7 @@ def test_a_dead_gateway_ends_its_own_streams_alone(faults: Deployment, expected:
             assert outcome.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
         else:
             assert isinstance(outcome, Answer)
-            assert len(outcome.token_ids) == 600
+            assert len(outcome.token_ids) == LONG
             tokens = expected[i % len(CALLS)]
             assert outcome.token_ids[: len(tokens)] == tokens
     faults.until_quiet()

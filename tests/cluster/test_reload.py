@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from serve_clients import Answer, Call, random_prompt
-from serve_cluster import Deployment, ServeCluster
-from steady_calls import COALESCING
+from serve_cluster import Deployment
+from steady_calls import SteadyCalls
 from typer.testing import CliRunner
 
 from expertmesh.cli.main import app
@@ -46,32 +46,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, demo_config: Callable[..., D
 
 
 @pytest.fixture(scope="module")
-def deployment(cluster: ServeCluster, demo_config: Callable[..., DeploymentConfig]) -> Iterator[Deployment]:
-    """2 routers and 2 hosts in deterministic mode."""
-    config = demo_config("name=reload", COALESCING, "engine.deterministic=true", "router.replicas=2")
-    with cluster.deploy(config) as [deployed]:
-        yield deployed
-
-
-async def _stream(deployment: Deployment, act: Callable[[], None]) -> list[tuple[int, Answer]]:
-    """The calls over and over, through both faces, while `act` runs and once more behind it."""
-    done = asyncio.Event()
-    async with deployment.clients() as clients:
-
-        async def client(index: int) -> list[tuple[int, Answer]]:
-            face = (clients.grpc_stream, clients.http_stream)[index % 2]
-            answers = [(index, await face(CALLS[index], lambda n_tokens: True))]
-            while not done.is_set():
-                answers.append((index, await face(CALLS[index], lambda n_tokens: True)))
-            return [*answers, (index, await face(CALLS[index], lambda n_tokens: True))]
-
-        tasks = [asyncio.create_task(client(index)) for index in range(N_STREAMS)]
-        try:
-            await asyncio.to_thread(act)
-        finally:
-            done.set()
-            rounds = await asyncio.gather(*tasks)
-    return [answer for answers in rounds for answer in answers]
+def deployment(deterministic_2x2: Deployment) -> Deployment:
+    """Nobody uses it behind these tests: it ends with other weights."""
+    return deterministic_2x2
 
 
 def reload(deployment: Deployment, path: Path) -> str:
@@ -96,9 +73,10 @@ def test_weights_change_and_change_back_under_load(deployment: Deployment, tuned
         reload(deployment, original)
         assert versions(deployment) == [3]
 
-    before = asyncio.run(_stream(deployment, lambda: None))
-    expected = {index: answer.token_ids for index, answer in before}
-    answers = asyncio.run(_stream(deployment, there_and_back))
+    # Without pauses: everyone calls while only the other weights are there.
+    steady = SteadyCalls(deployment, CALLS, pauses=0)
+    expected = steady.alone()
+    answers = steady.during(there_and_back) + steady.during(lambda: None)
     tokens: dict[tuple[int, bool], list[int]] = {}
     for index, answer in answers:
         assert answer.finish_reason == "length"

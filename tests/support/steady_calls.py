@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from serve_cluster import Deployment
 
 VOCAB = 4096
 BEGUN_TOKENS = 3
-CHUNKS_PER_S = 60
+CHUNKS_PER_S = 20
 """For a deployment under steady calls: every message costs Serve, the gateway and the client, who all take
 it from the cores on which the processes start that these tests wait for."""
 COALESCING = f"gateway.stream_chunks_per_s={CHUNKS_PER_S}"
@@ -39,14 +40,20 @@ def make_calls(n: int, first_tokens: int, more_tokens: int = 0) -> list[Call]:
 
 
 class SteadyCalls:
-    """Calls to one deployment, each by a client of its own that sends it again as soon as it is answered.
+    """Calls to one deployment, each by a client of its own that sends it again and again.
 
     Half of the clients speak gRPC, the others HTTP.
+
+    Args:
+        deployment: where they go.
+        calls: a client's each.
+        pauses: of each client behind an answer, as a multiple of the time that the answer took.
     """
 
-    def __init__(self, deployment: Deployment, calls: Sequence[Call]) -> None:
+    def __init__(self, deployment: Deployment, calls: Sequence[Call], pauses: float = 1.0) -> None:
         self._deployment = deployment
         self._calls = calls
+        self._pauses = pauses
 
     def alone(self) -> list[list[int]]:
         """The tokens of every call while nothing is done."""
@@ -91,8 +98,12 @@ class SteadyCalls:
                 face = (clients.grpc_stream, clients.http_stream)[index % 2]
                 answers = []
                 while not enough.is_set():
+                    begun_s = time.monotonic()
                     answer = await face(self._calls[index], lambda n_tokens: on_tokens(index, n_tokens))
                     answers.append((index, answer))
+                    with contextlib.suppress(TimeoutError):
+                        pause_s = self._pauses * (time.monotonic() - begun_s)
+                        await asyncio.wait_for(enough.wait(), pause_s)
                 return answers
 
             rounds = await asyncio.gather(*(client(i) for i in range(len(self._calls))))
