@@ -53,7 +53,7 @@ browser:
 # The cluster's tests take longest, so the others only get the processor time that those leave.
 test: $(DEV) browser
 	@status=0; mkdir -p build; \
-	nice -n 5 $(MAKE) --no-print-directory test-fast > build/test-fast.log 2>&1 & fast=$$!; \
+	nice -n 10 $(MAKE) --no-print-directory test-fast > build/test-fast.log 2>&1 & fast=$$!; \
 	$(MAKE) --no-print-directory test-cluster || status=1; \
 	echo "== make test-fast"; wait $$fast || status=1; cat build/test-fast.log; \
 	exit $$status

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from serve_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG, Deployment, ServeCluster
+from serve_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG, Deployment, ServeCluster, free_ports
 from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
 from expertmesh.configs.schema import DeploymentConfig
@@ -26,11 +26,13 @@ GIVEN_UP_S = 60.0
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """Two nodes on this machine."""
+    [dashboard_port] = free_ports(1)  # this way of starting takes no other when the usual one is taken
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": HEAD_CPUS,
             "include_dashboard": True,
+            "dashboard_port": dashboard_port,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_system_config": SYSTEM_CONFIG,
         },

@@ -32,7 +32,7 @@ from expertmesh.proto.v1 import internal_pb2 as internal
 
 START_S = 180.0
 SETTLE_S = 60.0
-POLL_S = 0.1
+POLL_S = 0.25
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 OBJECT_STORE_BYTES = 128 << 20
 SYSTEM_CONFIG = {"worker_niceness": 0}
