@@ -16,7 +16,7 @@ LONG_TOKENS = 6000
 DECODE_TOKENS = 1900
 VOCAB = 4096
 LONGEST_GAP = 0.5
-"""Of the time that a long prompt takes, most of which a router that computed it at once would be one gap."""
+"""Of the time that a long prompt takes; computed at once, it would be one gap."""
 
 
 def test_a_long_prefill_is_cut_up_for_the_other_routers_stream(fast_2x2: Deployment) -> None:
