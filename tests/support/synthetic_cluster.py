@@ -77,12 +77,14 @@ class SyntheticCluster:
             update.queued_requests[rank] = 1
             update.cache_blocks_used[rank] = 300 + 20 * rank
 
-    def kill_host(self) -> str:
-        """The last host is lost, and the others go on; gives its incarnation."""
+    def kill_host(self, reason: str = "") -> str:
+        """The last host is lost, the others go on; gives its incarnation. A `reason` need not name it."""
         lost = self.update.generation.members[-1]
         self._n_hosts -= 1
         self._form()
-        self._note("recovery", f"expert host {lost.incarnation} (pid {lost.pid} on node-a) was lost")
+        self._note(
+            "recovery", reason or f"expert host {lost.incarnation} (pid {lost.pid} on node-a) was lost"
+        )
         self.tick()
         return lost.incarnation
 

@@ -99,7 +99,7 @@ function rememberLost(before, after) {
   for (const role of ["gateways", "routers", "hosts"]) {
     before[role].forEach((member, index) => {
       if (here.has(member.incarnation) || known.has(member.incarnation)) return;
-      state.ghosts.push({ member, role, index, until: now + GHOST_MS });
+      state.ghosts.push({ member, role, index, generation: before.generation, until: now + GHOST_MS });
     });
   }
   if (state.ghosts.length) setTimeout(() => changed("topology"), GHOST_MS + 50);

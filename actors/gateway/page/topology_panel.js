@@ -52,14 +52,18 @@ function nodesOf(tier, topology) {
   const ghosts = state.ghosts
     .filter((ghost) => ghost.role === tier.role && ghost.until > performance.now())
     .map((ghost) => {
-      const how = wasLost(ghost.member) ? "lost" : "left";
+      const how = wasLost(ghost) ? "lost" : "left";
       return { member: ghost.member, state: how, name: `${tier.one} ${ghost.index}`, fact: how, lines: [] };
     });
   return [...live, ...joining, ...ghosts];
 }
 
-/** Whether a recovery names it: reasons tell members by their incarnation. */
-const wasLost = ({ incarnation }) => state.events.some(({ kind, reason }) => kind === "recovery" && reason.includes(incarnation));
+/** Whether a recovery followed the last generation that it was in: reasons may name who noticed, and not who was lost. */
+function wasLost({ generation }) {
+  const later = state.events.filter((event) => event.outcome !== "rolled back" && event.generation > generation);
+  const next = later.reduce((first, event) => (first && first.generation < event.generation ? first : event), null);
+  return next?.kind === "recovery";
+}
 
 function loading() {
   const { loaded_bytes: loaded, total_bytes: total } = state.load;

@@ -212,6 +212,15 @@ async def test_a_lost_host_is_an_event_and_a_ghost_for_a_while(show):
     assert await shown.page.locator('[data-state="lost"]').count() == 0
 
 
+async def test_a_host_is_lost_whoever_noticed_and_left_when_it_was_let_go(show):
+    shown = await show()
+    lost = shown.cluster.kill_host("router-0: rank 5 closed its connection during combine of MoE layer 3")
+    await shown.page.wait_for_selector(f'[data-member="{lost}"][data-state="lost"]')
+    let_go = shown.cluster.update.generation.members[-1].incarnation
+    await shown.cluster.scale("experts", 2)
+    await shown.page.wait_for_selector(f'[data-member="{let_go}"][data-state="left"]')
+
+
 async def test_every_width_fits(show):
     shown = await show(viewport={"width": 380, "height": 800})
     for width in (380, 768, 1080, 1440, 2560):
