@@ -28,8 +28,8 @@ def test_experts_as_stored_and_in_int8(
     cluster: ServeCluster, quantised_checkpoint: Callable[[str], Any]
 ) -> None:
     pair = quantised_checkpoint("v3-fp8")
-    stored = tiny_config("fp8", pair.stored, 1, 1)
-    int8 = tiny_config("int8", pair.plain, 1, 1, weights="int8")
+    stored = tiny_config("fp8", pair.stored, 1, 2)
+    int8 = tiny_config("int8", pair.plain, 1, 2, weights="int8")
     with cluster.deploy(stored, int8) as deployments:
         exact, near = (asyncio.run(ask(deployment)) for deployment in deployments)
     reference = load_reference(pair.plain)

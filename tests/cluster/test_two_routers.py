@@ -15,12 +15,12 @@ N_PREFILLS = 2
 LONG_TOKENS = 6000
 DECODE_TOKENS = 1900
 VOCAB = 4096
-LONGEST_GAP = 0.5
-"""Of the time that a long prompt takes; computed at once, it would be one gap."""
+LONGEST_GAP = 1 / 3
+"""Of the time that a long prompt takes, some 3 s: the budget again, but for a machine that is busy."""
 
 
 def test_a_long_prefill_is_cut_up_for_the_other_routers_stream(fast_2x2: Deployment) -> None:
-    budget_ms = fast_2x2.config.scheduler.step_budget_ms
+    budget_s = fast_2x2.config.scheduler.step_budget_ms / 1e3
     # Whatever else the machine does lengthens gaps: the best of a few attempts tells.
     for _ in range(N_ATTEMPTS):
         before = {m.incarnation: m.tokens for m in fast_2x2.topology().routers}
@@ -28,12 +28,11 @@ def test_a_long_prefill_is_cut_up_for_the_other_routers_stream(fast_2x2: Deploym
         for begin_s, end_s in spans:
             n_steps = sum(begin_s < arrival_s <= end_s for arrival_s in decode.times_s)
             assert n_steps > 2, "the prompt is computed in chunks, and the stream goes on between them"
-            assert end_s - begin_s > budget_ms / 1e3, "at once it would have taken more than the budget"
+            assert end_s - begin_s > budget_s, "at once it would have taken more than the budget"
         assert_each_had_its_own_work(fast_2x2, before)
         gaps_s = [later_s - earlier_s for earlier_s, later_s in itertools.pairwise(decode.times_s)]
         p99_s = statistics.quantiles(gaps_s, n=100, method="inclusive")[-1]
-        # By the prompts' own time, which a busy machine lengthens as it does the gaps.
-        most_s = LONGEST_GAP * min(end_s - begin_s for begin_s, end_s in spans)
+        most_s = max(budget_s, LONGEST_GAP * min(end_s - begin_s for begin_s, end_s in spans))
         if p99_s <= most_s:
             break
     assert p99_s <= most_s, sorted(gaps_s)[-10:]

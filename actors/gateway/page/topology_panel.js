@@ -60,8 +60,7 @@ function nodesOf(tier, topology) {
 
 /** Whether a recovery followed the last generation that it was in: reasons may name who noticed, and not who was lost. */
 function wasLost({ generation }) {
-  const later = state.events.filter((event) => event.outcome !== "rolled back" && event.generation > generation);
-  const next = later.reduce((first, event) => (first && first.generation < event.generation ? first : event), null);
+  const next = state.events.find((event) => event.outcome !== "rolled back" && event.generation > generation);
   return next?.kind === "recovery";
 }
 
