@@ -31,12 +31,13 @@ from ray import serve
 from ray.serve.config import gRPCOptions
 from serving_bench.expertmesh_engine import parse_step_totals
 from serving_bench.machine import describe_machine
-from serving_bench.processes import free_ports, wait_until
+from serving_bench.processes import wait_until
 from serving_bench.tables import begin_mark, render_into
 
 from expertmesh.actors.app import build_app
 from expertmesh.actors.coordinator import stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
+from expertmesh.cli.ports import free_ports
 from expertmesh.configs.load import load_config
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc

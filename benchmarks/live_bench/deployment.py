@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
-from serving_bench.processes import free_ports, read_tail, wait_until
+from serving_bench.processes import read_tail, wait_until
 
+from expertmesh.cli.ports import free_ports
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc
 from live_bench.processes import COORDINATOR, ClusterProcesses

@@ -15,9 +15,10 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from expertmesh.cli.ports import free_ports
 from serving_bench.clients import GrpcClient, HttpClient, WaveClient, openai_dialect
 from serving_bench.engine import EngineError, EngineSettings, Prompt, StepTotals, Transport
-from serving_bench.processes import free_ports, read_tail, wait_until
+from serving_bench.processes import read_tail, wait_until
 from serving_bench.timing import WaveTiming
 
 CONFIG = Path(__file__).parents[1] / "serving.yaml"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,18 +17,6 @@ def read_tail(log_file: Path | None) -> str:
     if log_file is None or not log_file.exists():
         return "(no log)"
     return "\n".join(log_file.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(n)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float = 0.1) -> bool:

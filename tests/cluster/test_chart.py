@@ -32,10 +32,10 @@ from serve_cluster import (
     START_S,
     TOKEN_FILE,
     Deployment,
-    free_ports,
 )
 
 from expertmesh.actors.coordinator import stop_coordinator
+from expertmesh.cli.ports import free_ports
 from expertmesh.configs.load import config_from_dict
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc

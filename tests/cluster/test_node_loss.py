@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from serve_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG, Deployment, ServeCluster, free_ports
+from serve_cluster import OBJECT_STORE_BYTES, SYSTEM_CONFIG, Deployment, ServeCluster
 from steady_calls import COALESCING, SteadyCalls, check, make_calls
 
+from expertmesh.cli.ports import free_ports
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
 

@@ -15,9 +15,9 @@ import pytest
 import ray
 from ray import serve
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-from serve_cluster import free_ports
 
 from expertmesh.actors.scaler import DashboardPort
+from expertmesh.cli.ports import free_ports
 from expertmesh.cluster import scaling_loop
 from expertmesh.cluster.scaling import (
     Capacity,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from expertmesh.actors.app import COMPUTE_ENV, build_app
 from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
+from expertmesh.cli.ports import free_ports
 from expertmesh.configs.environment import inherited
 from expertmesh.configs.schema import DeploymentConfig
 from expertmesh.proto.v1 import inference_pb2 as pb
@@ -228,15 +228,6 @@ class ServeCluster:
             _until_deleted(names)
             for name in names:
                 stop_coordinator(name)
-
-
-def free_ports(n: int) -> list[int]:
-    """TCP ports that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        holders = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for holder in holders:
-            holder.bind(("127.0.0.1", 0))
-        return [holder.getsockname()[1] for holder in holders]
 
 
 def actor_names(namespace: str) -> list[str]:

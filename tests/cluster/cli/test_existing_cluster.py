@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Iterator
 
 import pytest
 import ray
 from ray import serve as ray_serve
 
-
-def free_ports(n: int) -> list[int]:
-    holders = [socket.socket() for _ in range(n)]
-    for holder in holders:
-        holder.bind(("127.0.0.1", 0))
-    ports = [holder.getsockname()[1] for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
+from expertmesh.cli.ports import free_ports
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
-"""Lines for the terminal, ports and GPU shares."""
+"""Lines for the terminal, and GPU shares."""
 
 from __future__ import annotations
 
 import io
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from rich.console import Console
 from expertmesh.cli import display
 from expertmesh.cli.errors import UsageError
 from expertmesh.cli.gpus import with_gpu_shares
-from expertmesh.cli.ports import with_free_ports
 from expertmesh.configs.load import config_from_dict
 from expertmesh.proto.v1 import inference_pb2 as pb
 
@@ -93,14 +91,6 @@ def test_shapes_are_counted():
     assert display.shape_line(config()) == "1 gateway, 1 router, 2 expert hosts"
     fused = config(router={"replicas": 2}, experts={"replicas": 0})
     assert display.shape_line(fused) == "1 gateway, 2 routers, fused (the experts live in the routers)"
-
-
-def test_port_0_becomes_a_free_port_and_others_stay():
-    chosen = with_free_ports(config(http={"port": 0}, grpc={"port": 0}))
-    assert len({chosen.http.port, chosen.grpc.port} - {0}) == 2
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", chosen.http.port))
-    assert with_free_ports(config(http={"port": 7})).http.port == 7
 
 
 @pytest.mark.parametrize(
