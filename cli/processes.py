@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.05
+KILLED_S = 5.0
+"""What was killed is gone once the system has found time to end it; this is more than it takes."""
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +50,39 @@ def descendants(root: int | None = None) -> frozenset[Process]:
     return frozenset(found)
 
 
-def end(processes: frozenset[Process], patience_s: float) -> int:
-    """Waits until all are gone, and kills those that are left after `patience_s`.
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Within the block, what a descendant leaves behind when it ends stays a descendant of this process."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def end(processes: Iterable[Process], patience_s: float) -> int:
+    """Waits until all are gone; kills those that are left after `patience_s`, and waits for these.
 
     Returns:
         How many had to be killed.
     """
-    deadline_s = time.monotonic() + patience_s
+    left = _wait(processes, patience_s)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    _wait(left, KILLED_S)
+    return len(left)
+
+
+def _wait(processes: Iterable[Process], timeout_s: float) -> list[Process]:
+    """Those that are still alive after that time."""
+    deadline_s = time.monotonic() + timeout_s
     left = [process for process in processes if process.alive]
     while left and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
         left = [process for process in left if process.alive]
-    for process in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-    return len(left)
+    return left
 
 
 def _stat(pid: int) -> tuple[int, int] | None:

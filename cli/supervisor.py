@@ -66,7 +66,7 @@ def supervise(work: Work, grace_s: float) -> int:
         grace_s: after the first signal the work has this long to return; then every process below this
             one is killed, and this one ends.
     """
-    with _Signals() as signals:
+    with processes.adopting_orphans(), _Signals() as signals:
         stop = Stop(lambda: signals.send(RETAKE))
         outcome: list[int | BaseException] = []
 
