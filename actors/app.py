@@ -9,10 +9,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from expertmesh.actors.experts import ExpertHost
+from expertmesh.actors.compute import ExpertHostReplica, RouterReplica
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.deployment import gateway_class
-from expertmesh.actors.router import Router
 from expertmesh.configs.load import config_from_dict
 from expertmesh.configs.schema import DeploymentConfig, ExpertsConfig, RouterConfig
 
@@ -52,9 +51,11 @@ def build_app(config: DeploymentConfig, env_of_nodes: Mapping[str, str] = NOTHIN
     """
     config = fit_to_model(config)
     config_json = config.model_dump_json()
-    children = [_compute(ROUTER, config.router, Router, env_of_nodes).bind(config_json)]
+    children = [_compute(ROUTER, config.router, RouterReplica, env_of_nodes).bind(config_json)]
     if not config.fused:
-        children.append(_compute(EXPERTS, config.experts, ExpertHost, env_of_nodes).bind(config_json))
+        children.append(
+            _compute(EXPERTS, config.experts, ExpertHostReplica, env_of_nodes).bind(config_json)
+        )
     application: Application = _gateway(config, env_of_nodes).bind(config_json, *children)
     return application
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from expertmesh.actors.collection import keep_all
 from expertmesh.actors.coordinator_process import end_if_frozen
 from expertmesh.actors.logs import set_up_logging
 from expertmesh.actors.metrics.ray_sink import metric_sink
@@ -65,6 +66,7 @@ class CoordinatorActor:
         linger_s: float,
         secret: str,
     ) -> None:
+        keep_all()
         self._config = DeploymentConfig.model_validate_json(config_json)
         # Who comes and goes, what changes and why.
         set_up_logging(self._config.logging, application=self._config.name, process="coordinator")

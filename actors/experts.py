@@ -1,4 +1,4 @@
-"""The expert host replica: a slice of the routed experts of every MoE layer on one device."""
+"""The expert host: a slice of the routed experts of every MoE layer on one device."""
 
 from __future__ import annotations
 
@@ -45,16 +45,23 @@ STOP_TIMEOUT_S = 10.0
 
 
 class ExpertHost:
-    """A Serve replica that serves its slots of every generation it is a member of."""
+    """Serves its slots of every generation it is a member of."""
 
-    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    @classmethod
+    async def start(cls, config_json: str) -> ExpertHost:
+        """Opens the checkpoint and joins the deployment; `config_json` is a `DeploymentConfig`."""
         config = DeploymentConfig.model_validate_json(config_json)
-        self._runtime = ReplicaRuntime.create(config, config.experts.threads, config.experts.replicas)
-        self._checkpoint = await asyncio.to_thread(
+        checkpoint = await asyncio.to_thread(
             partial(Checkpoint.open, Path(config.model.path), drafts=config.speculative.drafts)
         )
-        spec = self._checkpoint.spec
-        self._dtype = weights_dtype(config, spec)
+        host = cls(config, checkpoint)
+        await host._join()
+        return host
+
+    def __init__(self, config: DeploymentConfig, checkpoint: Checkpoint) -> None:
+        self._runtime = ReplicaRuntime.create(config, config.experts.threads, config.experts.replicas)
+        self._checkpoint = checkpoint
+        self._dtype = weights_dtype(config, checkpoint.spec)
         self._timer = PartTimer()
         self._progress = LoadingProgress()
         finder = CoordinatorFinder(config)
@@ -64,7 +71,7 @@ class ExpertHost:
         self._member = MemberClient(
             replace(
                 self._runtime.member(Role.EXPERTS, replica_id),
-                slots=slots_per_host(config, self._checkpoint, self._dtype, self._runtime.device),
+                slots=slots_per_host(config, checkpoint, self._dtype, self._runtime.device),
             ),
             finder,
             config.failure.heartbeat_s,
@@ -74,8 +81,10 @@ class ExpertHost:
         self._follower: GenerationFollower[HostLink] = GenerationFollower(self._member)
         self._banks = HeldBanks(self._open_store, lambda: self._follower.live_number, self._progress)
         self._loop = ExpertLoop(follower=self._follower, timer=self._timer)
-        self._loop.start()
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
+
+    async def _join(self) -> None:
+        self._loop.start()
         await self._member.start(self._events)
         self._reporting = asyncio.create_task(report_load(self._member, self._load, self._tell))
 
@@ -126,10 +135,11 @@ class ExpertHost:
         tell_host(self._metrics, load, self._runtime.traffic)
 
     def check_health(self) -> None:
-        """Serve's health check: raises when the expert thread has died."""
+        """Raises when the expert thread has died."""
         self._loop.check()
 
-    async def __del__(self) -> None:
+    async def leave(self) -> None:
+        """Hands over what is under way, takes leave of the coordinator and ends the threads."""
         await hand_over(self._member, self._events)
         self._reporting.cancel()
         await self._member.close()

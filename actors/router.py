@@ -1,4 +1,4 @@
-"""The router replica: attention, gate, head, cache, scheduler and sampler on one device."""
+"""The router: attention, gate, head, cache, scheduler and sampler on one device."""
 
 from __future__ import annotations
 
@@ -33,27 +33,31 @@ STOP_TIMEOUT_S = 10.0
 
 
 class Router:
-    """A Serve replica that computes everything but the routed experts (fused mode: those, too).
+    """Computes everything but the routed experts (fused mode: those, too).
 
     It joins at once and loads its weights when the first generation is prepared, so that everybody
     loads at the same time and is seen doing it.
     """
 
-    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        config = DeploymentConfig.model_validate_json(config_json)
+    @classmethod
+    async def start(cls, config_json: str) -> Router:
+        """Listens for gateways and joins the deployment; `config_json` is a `DeploymentConfig`."""
+        router = cls(DeploymentConfig.model_validate_json(config_json))
+        await router._join()
+        return router
+
+    def __init__(self, config: DeploymentConfig) -> None:
         self._runtime = ReplicaRuntime.create(config, config.router.threads, config.router.replicas)
         self._store = Store(self._runtime.host)
-        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica_id = replica_id = serve.get_replica_context().replica_id.unique_id
         set_up_logging(config.logging, application=config.name, process="router", replica=replica_id)
         self._tracing = router_tracing(config, replica_id)
         self._streams = RouterStreamServicer(
             config.failure.lease_s, self._tracing.traces if self._tracing else None
         )
-        finder = CoordinatorFinder(config)
-        self._server = finder.trust.server()
+        self._finder = CoordinatorFinder(config)
+        self._server = self._finder.trust.server()
         pb_grpc.add_RouterStreamServicer_to_server(self._streams, self._server.grpc)
-        stream_address = await self._server.start(self._runtime.host)
-
         self._metrics = metric_sink(config, "router", replica_id)
         self._meter = new_meter() if config.metrics.enabled else None
         self._timer = PartTimer()
@@ -61,17 +65,21 @@ class Router:
         self._loading = threading.Lock()
         self._model: RouterModel | None = None
         self._engine: RouterEngine | None = None
+
+    async def _join(self) -> None:
+        runtime = self._runtime
+        stream_address = await self._server.start(runtime.host)
         self._member = MemberClient(
-            self._runtime.member(
+            runtime.member(
                 Role.ROUTER,
-                replica_id,
+                self._replica_id,
                 stream_address=stream_address,
                 store_address=self._store.address,
             ),
-            finder,
-            config.failure.heartbeat_s,
-            probe_host=self._runtime.host,
-            trust=finder.trust,
+            self._finder,
+            runtime.config.failure.heartbeat_s,
+            probe_host=runtime.host,
+            trust=self._finder.trust,
         )
         self._follower: GenerationFollower[StepLink] = GenerationFollower(self._member)
         self._events = GenerationEvents(self._follower, self._prepare, lambda: os._exit(1))
@@ -136,11 +144,12 @@ class Router:
             tell_router(self._metrics, load, self._runtime.traffic, self._meter, engine.n_preemptions)
 
     def check_health(self) -> None:
-        """Serve's health check: raises when the engine thread has died."""
+        """Raises when the engine thread has died."""
         if self._engine is not None:
             self._engine.check()
 
-    async def __del__(self) -> None:
+    async def leave(self) -> None:
+        """Hands over what is under way, takes leave of the coordinator and ends the threads."""
         self._streams.leave()
         await hand_over(self._member, self._events)
         self._reporting.cancel()

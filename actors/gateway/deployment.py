@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from grpc_health.v1 import health_pb2
 from ray import serve
 
+from expertmesh.actors.collection import keep_all
 from expertmesh.actors.coordinator import CoordinatorFinder, tell_autoscaling
 from expertmesh.actors.gateway.access.gate import Caller, Gate
 from expertmesh.actors.gateway.access.key_watch import KeyWatch
@@ -81,6 +82,7 @@ class Gateway:
     """
 
     async def __init__(self, config_json: str, *children: Any) -> None:  # type: ignore[misc]
+        keep_all()
         config = DeploymentConfig.model_validate_json(config_json)
         self._config = config
         replica_id = serve.get_replica_context().replica_id.unique_id

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from typing import Any
 
 import ray
 from serve_clients import Answer, Call
-from serve_cluster import Deployment, cpu_s, pid_of
+from serve_cluster import SETTLE_S, Deployment, actor_names, cpu_s, pid_of
 
 from expertmesh.actors.coordinator import NAMESPACE, actor_name
 
@@ -40,6 +41,22 @@ def test_an_idle_deployment_leaves_the_processor_alone(deterministic_1x2: Deploy
             break
     assert share < CORE_SHARE, used_s
     assert generate(deterministic_1x2) == before
+
+
+def test_what_a_process_started_with_is_not_looked_through_again(deterministic_1x2: Deployment) -> None:
+    """A full collection would stop every thread of a router, and every stream, for a tenth of a second."""
+
+    def objects(_: Any) -> tuple[int, int]:
+        return gc.get_freeze_count(), len(gc.get_objects())
+
+    application = deterministic_1x2.config.name
+    named = [(name, "serve") for name in actor_names("serve") if f"::{application}#" in name]
+    named.append((actor_name(application), NAMESPACE))
+    assert len(named) == 1 + 1 + 2 + 1
+    for name, namespace in named:
+        actor = ray.get_actor(name, namespace=namespace)
+        passed_over, looked_through = ray.get(actor.__ray_call__.remote(objects), timeout=SETTLE_S)
+        assert passed_over > 3 * looked_through, name
 
 
 def bare_actor() -> Any:

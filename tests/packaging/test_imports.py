@@ -27,6 +27,7 @@ TORCH_FREE_MODULES = (
     "expertmesh.cli.main",
     "expertmesh.cli.generate",
     "expertmesh.cli.status",
+    "expertmesh.cli.serving",
     "expertmesh.configs.load",
     "expertmesh.engine.request",
     "expertmesh.engine.batch",
@@ -34,6 +35,7 @@ TORCH_FREE_MODULES = (
     "expertmesh.engine.block_manager",
     "expertmesh.models.spec",
     "expertmesh.models.checkpoint",
+    "expertmesh.actors.app",
     "expertmesh.actors.coordinator",
 )
 

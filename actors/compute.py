@@ -1,0 +1,59 @@
+"""The replicas that compute, as Serve knows them: who only builds an application loads no torch by them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from expertmesh.actors.collection import collection_paused
+
+
+class Computing(Protocol):
+    """A router or an expert host that runs."""
+
+    def check_health(self) -> None:
+        """Raises when its thread has died."""
+
+    async def leave(self) -> None:
+        """Hands over what it has, and ends its threads."""
+
+
+class _ComputeReplica(ABC):
+    """Args:
+    config_json: the `DeploymentConfig`.
+    """
+
+    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._computing: Computing | None = None
+        self._computing = await self._start(config_json)
+
+    @abstractmethod
+    async def _start(self, config_json: str) -> Computing:
+        """Loads the code, and joins the deployment."""
+
+    def check_health(self) -> None:
+        """Serve's health check."""
+        if self._computing is not None:
+            self._computing.check_health()
+
+    async def __del__(self) -> None:
+        if self._computing is not None:
+            await self._computing.leave()
+
+
+class RouterReplica(_ComputeReplica):
+    """Attention, gate, head, cache, scheduler and sampler; the experts, too, where there are no hosts."""
+
+    async def _start(self, config_json: str) -> Computing:
+        with collection_paused():
+            from expertmesh.actors.router import Router
+        return await Router.start(config_json)
+
+
+class ExpertHostReplica(_ComputeReplica):
+    """A slice of the routed experts."""
+
+    async def _start(self, config_json: str) -> Computing:
+        with collection_paused():
+            from expertmesh.actors.experts import ExpertHost
+        return await ExpertHost.start(config_json)
