@@ -17,7 +17,7 @@ from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from expertmesh.actors.app import COMPUTE_ENV
+from expertmesh.actors.app import CLUSTER_ENV
 from expertmesh.cli import processes
 from expertmesh.cli.deploy_config import http_options
 from expertmesh.cli.errors import CliError
@@ -66,7 +66,7 @@ class RayCluster:
                 context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 # "local" never attaches to a cluster that somebody else runs on this machine.
-                with inherited(COMPUTE_ENV):
+                with inherited(CLUSTER_ENV):
                     context = ray.init(
                         address="local",
                         num_cpus=max(os.cpu_count() or 1, math.ceil(needed_cpus(config)) + SPARE_CPUS),
@@ -90,7 +90,7 @@ class RayCluster:
     @property
     def env_of_nodes(self) -> Mapping[str, str]:
         """Environment variables that all of the cluster's processes are known to have."""
-        return COMPUTE_ENV if self.owned else {}
+        return CLUSTER_ENV if self.owned else {}
 
     @property
     def n_gpus(self) -> int:

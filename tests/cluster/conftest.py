@@ -1,7 +1,7 @@
-"""One Ray cluster with Serve for all tests of a process that want one, and which tests stay together.
+"""One Ray cluster with Serve for all tests that want no other, and which tests stay together.
 
-`make test-cluster` runs two processes side by side (pytest-xdist). Tests that share what is costly to start
-are a group, and a group is run by one process.
+`make test-cluster` runs two processes side by side (pytest-xdist). Tests that share a deployment are a
+group, and a group is run by one process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from serve_cluster import Deployment, ServeCluster
+from shared_cluster import shared_cluster
 from steady_calls import COALESCING
 
 from expertmesh.configs.load import load_config
@@ -31,23 +32,22 @@ DEMO = FOLDER.parents[1] / "configs" / "demo.yaml"
 class _Running:
     """The cluster and the deployments that several modules use."""
 
-    def __init__(self) -> None:
-        self.cluster = ServeCluster()
-        self._undeploy = contextlib.ExitStack()
+    def __init__(self, folder: Path) -> None:
+        self._stack = contextlib.ExitStack()
+        self.cluster = self._stack.enter_context(shared_cluster(folder))
         self._deployments: dict[str, Deployment] = {}
 
     def deployment(self, config: DeploymentConfig) -> Deployment:
         known = self._deployments.get(config.name)
         if known is None:
-            [known] = self._undeploy.enter_context(self.cluster.deploy(config))
+            [known] = self._stack.enter_context(self.cluster.deploy(config))
             self._deployments[config.name] = known
         assert known.config == config, f"two deployments are named {config.name!r}"
         known.until_complete()
         return known
 
     def stop(self) -> None:
-        with contextlib.closing(self.cluster):
-            self._undeploy.close()
+        self._stack.close()
 
 
 RUNNING = pytest.StashKey[_Running]()
@@ -98,15 +98,22 @@ def _fixtures(item: pytest.Item) -> Sequence[str]:
 
 
 @pytest.fixture(scope="module")
-def _running(request: pytest.FixtureRequest) -> _Running:
-    """Started for a process's first module that asks, and ended with the folder's last test there.
+def _running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Running:
+    """Joined for a process's first module that asks, and left with the folder's last test there.
 
     Not for the session: Ray's own processes are never quite idle, and would load the tests behind.
     """
     folder = next(node for node in request.node.iter_parents() if node.path == FOLDER)
     if RUNNING not in folder.stash:
-        folder.stash[RUNNING] = _Running()
-        folder.addfinalizer(folder.stash[RUNNING].stop)
+        own = tmp_path_factory.getbasetemp()
+        # Of a process of pytest-xdist, the parent belongs to the whole run.
+        folder.stash[RUNNING] = _Running(own.parent if hasattr(request.config, "workerinput") else own)
+
+        def stop() -> None:
+            folder.stash[RUNNING].stop()
+            del folder.stash[RUNNING]  # a process that had no test left may be given another
+
+        folder.addfinalizer(stop)
     return folder.stash[RUNNING]
 
 

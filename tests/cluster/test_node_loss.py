@@ -57,7 +57,7 @@ def spread(nodes: Cluster, demo_config: Callable[..., DeploymentConfig]) -> Iter
         "experts.cpus=1",
         "engine.deterministic=true",
     )
-    cluster = ServeCluster(nodes.address)
+    cluster = ServeCluster.start(nodes.address)
     try:
         with cluster.deploy(config) as [deployment]:
             yield deployment

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ import grpc
 import grpc.aio
 import ray
 from ray import serve
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.serve.config import HTTPOptions, gRPCOptions
 from serve_clients import Clients
 
-from expertmesh.actors.app import COMPUTE_ENV, build_app
+from expertmesh.actors.app import CLUSTER_ENV, build_app
 from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
@@ -159,15 +162,35 @@ class Deployment:
         return [pid_of(name, "serve") for name in actor_names("serve") if name.startswith(prefix)]
 
 
+@dataclass(frozen=True)
+class ClusterAddresses:
+    """Where a cluster and its Serve are reached."""
+
+    ray: str
+    dashboard_url: str
+    http_url: str
+    grpc: str
+
+
 class ServeCluster:
     """A Ray cluster with Serve, for as many deployments as a test wants beside each other.
 
     Args:
-        address: of a cluster that runs; otherwise one of a single node is started.
-        metrics_interval_s: how often processes pass their metrics on to the agent that exports them.
+        addresses: where it is.
+        env_of_nodes: environment variables that all of its processes have.
     """
 
-    def __init__(self, address: str = "local", metrics_interval_s: float = 10.0) -> None:
+    def __init__(self, addresses: ClusterAddresses, env_of_nodes: Mapping[str, str]) -> None:
+        self.addresses = addresses
+        self._env_of_nodes = env_of_nodes
+
+    @classmethod
+    def start(cls, address: str = "local", metrics_interval_s: float = 10.0) -> ServeCluster:
+        """Starts Serve, and Ray on a single node where there is no cluster at an `address`.
+
+        Args:
+            metrics_interval_s: how often processes pass their metrics on to the agent that exports them.
+        """
         local = {
             "num_cpus": 64,
             "include_dashboard": True,
@@ -175,10 +198,10 @@ class ServeCluster:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
         # As `expertmesh serve` has it, too.
-        self._env_of_nodes = COMPUTE_ENV if address == "local" else {}
+        env_of_nodes = CLUSTER_ENV if address == "local" else {}
         # Ray's agents read their settings from nowhere else.
         interval = {"RAY_metrics_report_interval_ms": str(round(metrics_interval_s * 1e3))}
-        with inherited(self._env_of_nodes | interval):
+        with inherited(env_of_nodes | interval):
             context = ray.init(
                 address=address, log_to_driver=False, **(local if address == "local" else {})
             )
@@ -189,13 +212,29 @@ class ServeCluster:
             grpc_options=gRPCOptions(port=grpc_port, grpc_servicer_functions=list(SERVICER_FUNCTIONS)),
             logging_config={"log_level": "WARNING"},
         )
-        self._dashboard_url = f"http://{context.dashboard_url}"
-        self._http_url = f"http://127.0.0.1:{http_port}"
-        self._grpc_address = f"127.0.0.1:{grpc_port}"
+        addresses = ClusterAddresses(
+            context.address_info["address"],
+            f"http://{context.dashboard_url}",
+            f"http://127.0.0.1:{http_port}",
+            f"127.0.0.1:{grpc_port}",
+        )
+        return cls(addresses, env_of_nodes)
+
+    @classmethod
+    def join(cls, addresses: ClusterAddresses) -> ServeCluster:
+        """One that another process has started on a single node."""
+        # Ray asks for its token at its own clusters, but sends it to a named one only when told to.
+        maybe_enable_token_auth_if_token_available()
+        ray.init(address=addresses.ray, log_to_driver=False)
+        return cls(addresses, CLUSTER_ENV)
 
     def close(self) -> None:
         """Ends every process of the cluster."""
         serve.shutdown()
+        ray.shutdown()
+
+    def leave(self) -> None:
+        """Leaves the cluster to others."""
         ray.shutdown()
 
     @contextlib.contextmanager
@@ -212,7 +251,11 @@ class ServeCluster:
         ]
         deployments = [
             Deployment(
-                fit_to_model(c), f"{self._http_url}/{c.name}", self._grpc_address, self._dashboard_url, key
+                fit_to_model(c),
+                f"{self.addresses.http_url}/{c.name}",
+                self.addresses.grpc,
+                self.addresses.dashboard_url,
+                key,
             )
             for c in configs
         ]

@@ -89,7 +89,7 @@ def _start(demo_config: Callable[..., DeploymentConfig], folder: Path) -> Iterat
     certificate = authority.issue()
     # Ray first: a process in which gRPC serves cannot start it safely, as it forks.
     with (
-        contextlib.closing(ServeCluster(metrics_interval_s=1.0)) as cluster,
+        contextlib.closing(ServeCluster.start(metrics_interval_s=1.0)) as cluster,
         contextlib.closing(OtlpReceiver()) as spans,
     ):
         config = demo_config(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.serve import Application
 
-from expertmesh.actors.app import COMPUTE_ENV, IDLE_ENV, build_app
+from expertmesh.actors.app import CLUSTER_ENV, COMPUTE_ENV, IDLE_ENV, build_app
 from expertmesh.configs.schema import DeploymentConfig, ModelConfig
 
 
@@ -25,6 +25,7 @@ def environments(application: Application) -> list[dict[str, str] | None]:
     [
         ({}, [IDLE_ENV, COMPUTE_ENV, COMPUTE_ENV]),
         (COMPUTE_ENV, [None, None, None]),
+        (CLUSTER_ENV, [None, None, None]),
         (IDLE_ENV, [None, *[dict(COMPUTE_ENV.items() - IDLE_ENV.items())] * 2]),
         (COMPUTE_ENV | {"OMP_WAIT_POLICY": "ACTIVE"}, [None, *[{"OMP_WAIT_POLICY": "PASSIVE"}] * 2]),
     ],
