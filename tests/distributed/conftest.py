@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -38,14 +39,14 @@ def _main(
     size: int,
     address: str,
     transport: Transport,
-    results: Any,
+    result: Connection,
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     try:
-        results.put((rank, None, function(meet(rank, size, address, transport), *args)))
+        result.send((None, function(meet(rank, size, address, transport), *args)))
     except BaseException:
-        results.put((rank, traceback.format_exc(), None))
+        result.send((traceback.format_exc(), None))
         raise
 
 
@@ -71,21 +72,25 @@ def run_ranks() -> Callable[..., list[Any]]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch"])
         store = Store(LOOPBACK)
-        results = context.SimpleQueue()
-        processes = [
-            context.Process(target=_main, args=(function, r, size, store.address, transport, results, args))
-            for r in range(size)
-        ]
-        for process in processes:
-            process.start()
-        outcomes = {}
-        for _ in processes:
-            rank, error, value = results.get()
+        processes, results = [], []
+        for rank in range(size):
+            reader, writer = context.Pipe(duplex=False)
+            results.append(reader)
+            arguments = (function, rank, size, store.address, transport, writer, args)
+            processes.append(context.Process(target=_main, args=arguments))
+            processes[-1].start()
+            writer.close()  # so that the end of the process is the end of the pipe
+        values = []
+        for rank, result in enumerate(results):
+            try:
+                error, value = result.recv()
+            except EOFError:
+                error = "ended without a word"
             assert error is None, f"rank {rank}:\n{error}"
-            outcomes[rank] = value
+            values.append(value)
         for process in processes:
             process.join(30)
             assert process.exitcode == 0
-        return [outcomes[rank] for rank in range(size)]
+        return values
 
     return run
