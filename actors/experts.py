@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray import serve
 
-from expertmesh.actors.coordinator import CoordinatorFinder
+from expertmesh.actors.coordinator_access import CoordinatorFinder
 from expertmesh.actors.held_banks import HeldBanks
 from expertmesh.actors.logs import set_up_logging
 from expertmesh.actors.metrics.members import tell_host

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ray import serve
 
-from expertmesh.actors.coordinator import CoordinatorFinder
+from expertmesh.actors.coordinator_access import CoordinatorFinder
 from expertmesh.actors.logs import set_up_logging
 from expertmesh.actors.metrics.members import new_meter, tell_router
 from expertmesh.actors.metrics.ray_sink import metric_sink

@@ -35,7 +35,7 @@ from serving_bench.processes import wait_until
 from serving_bench.tables import begin_mark, render_into
 
 from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import stop_coordinator
+from expertmesh.actors.coordinator_access import stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.cli.ports import free_ports
 from expertmesh.configs.load import load_config

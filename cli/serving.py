@@ -11,7 +11,7 @@ import ray
 from rich.console import Console
 
 from expertmesh.actors.app import build_app
-from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
+from expertmesh.actors.coordinator_access import coordinator_stub, stop_coordinator
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.actors.gateway.topology import public_topology
 from expertmesh.cli import display

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from ray import serve
 
 from expertmesh.actors.collection import keep_all
-from expertmesh.actors.coordinator import CoordinatorFinder, tell_autoscaling
+from expertmesh.actors.coordinator_access import CoordinatorFinder, tell_autoscaling
 from expertmesh.actors.gateway.access.gate import Caller, Gate
 from expertmesh.actors.gateway.access.key_watch import KeyWatch
 from expertmesh.actors.gateway.access.level import Access

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serve_cluster import Deployment, ServeCluster
@@ -36,15 +37,22 @@ class _Running:
         self._stack = contextlib.ExitStack()
         self.cluster = self._stack.enter_context(shared_cluster(folder))
         self._deployments: dict[str, Deployment] = {}
+        self._undeploy: dict[str, contextlib.ExitStack] = {}
 
     def deployment(self, config: DeploymentConfig) -> Deployment:
         known = self._deployments.get(config.name)
         if known is None:
-            [known] = self._stack.enter_context(self.cluster.deploy(config))
+            undeploy = self._undeploy[config.name] = self._stack.enter_context(contextlib.ExitStack())
+            [known] = undeploy.enter_context(self.cluster.deploy(config))
             self._deployments[config.name] = known
         assert known.config == config, f"two deployments are named {config.name!r}"
         known.until_complete()
         return known
+
+    def undeploy(self, name: str) -> None:
+        """Ends a deployment, if it is there."""
+        if self._deployments.pop(name, None) is not None:
+            self._undeploy.pop(name).close()
 
     def stop(self) -> None:
         self._stack.close()
@@ -54,7 +62,7 @@ RUNNING = pytest.StashKey[_Running]()
 
 
 SHARED_DEPLOYMENTS = ("deterministic_1x2", "deterministic_2x2", "fast_2x2")
-"""Fixtures of a deployment that several modules use: one process starts it."""
+"""Fixtures of a deployment that several modules use: one process starts it. Its name has dashes."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
@@ -82,6 +90,22 @@ def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
         )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends a shared deployment behind its last test: idle, it would load those that follow."""
+    running = _folder(item).stash.get(RUNNING, None)
+    if running is not None:
+        wanted = _fixtures(nextitem) if nextitem else ()
+        for name in SHARED_DEPLOYMENTS:
+            if name in _fixtures(item) and name not in wanted:
+                running.undeploy(name.replace("_", "-"))
+
+
+def _folder(node: pytest.Item | pytest.Collector) -> Any:
+    """The node of this folder, which lives as long as a process has tests in it."""
+    return next(parent for parent in node.iter_parents() if parent.path == FOLDER)
+
+
 def _group(item: pytest.Item) -> str:
     if mark := item.get_closest_marker("xdist_group"):
         return str(mark.args[0])
@@ -103,7 +127,7 @@ def _running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     Not for the session: Ray's own processes are never quite idle, and would load the tests behind.
     """
-    folder = next(node for node in request.node.iter_parents() if node.path == FOLDER)
+    folder = _folder(request.node)
     if RUNNING not in folder.stash:
         own = tmp_path_factory.getbasetemp()
         # Of a process of pytest-xdist, the parent belongs to the whole run.

@@ -34,7 +34,7 @@ from serve_cluster import (
     Deployment,
 )
 
-from expertmesh.actors.coordinator import stop_coordinator
+from expertmesh.actors.coordinator_access import stop_coordinator
 from expertmesh.cli.ports import free_ports
 from expertmesh.configs.load import config_from_dict
 from expertmesh.proto.v1 import inference_pb2 as pb

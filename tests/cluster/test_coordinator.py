@@ -12,7 +12,7 @@ import pytest
 import ray
 from fake_member import WAIT_S, FakeMember, member_info
 
-from expertmesh.actors.coordinator import (
+from expertmesh.actors.coordinator_access import (
     LINGER_S,
     NAMESPACE,
     CoordinatorFinder,

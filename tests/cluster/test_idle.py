@@ -12,7 +12,7 @@ import ray
 from serve_clients import Answer, Call
 from serve_cluster import SETTLE_S, Deployment, actor_names, cpu_s, pid_of
 
-from expertmesh.actors.coordinator import NAMESPACE, actor_name
+from expertmesh.actors.coordinator_access import NAMESPACE, actor_name
 
 QUIET_S = 10.0
 CORE_SHARE = 0.03

@@ -16,7 +16,7 @@ from serve_clients import Answer
 from serve_cluster import Deployment, pid_of
 from steady_calls import SteadyCalls, check, make_calls
 
-from expertmesh.actors.coordinator import NAMESPACE, actor_name
+from expertmesh.actors.coordinator_access import NAMESPACE, actor_name
 from expertmesh.proto.v1 import inference_pb2 as pb
 
 CALLS = make_calls(6, first_tokens=60, more_tokens=10)

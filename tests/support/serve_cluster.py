@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from serve_clients import Clients
 
 from expertmesh.actors.app import CLUSTER_ENV, build_app
-from expertmesh.actors.coordinator import coordinator_stub, stop_coordinator
+from expertmesh.actors.coordinator_access import coordinator_stub, stop_coordinator
 from expertmesh.actors.fitting import fit_to_model
 from expertmesh.actors.gateway.serve_proxy import SERVICER_FUNCTIONS
 from expertmesh.cli.ports import free_ports
@@ -71,9 +71,10 @@ class Deployment:
     def topology(self) -> pb.Topology:
         """Cluster.GetTopology"""
         with grpc.insecure_channel(self.grpc_address) as channel:
-            return rpc.ClusterStub(channel).GetTopology(
-                pb.GetTopologyRequest(), timeout=10, metadata=self.metadata
-            )
+            return self._topology(rpc.ClusterStub(channel))
+
+    def _topology(self, stub: rpc.ClusterStub) -> pb.Topology:
+        return stub.GetTopology(pb.GetTopologyRequest(), timeout=10, metadata=self.metadata)
 
     def until_quiet(self) -> None:
         """Waits until no request is open at any gateway, as the coordinator is told."""
@@ -108,12 +109,14 @@ class Deployment:
         """The first topology for which the condition holds."""
         deadline_s = time.monotonic() + timeout_s
         topology = None
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(grpc.RpcError):
-                topology = self.topology()
-                if condition(topology):
-                    return topology
-            time.sleep(poll_s)
+        with grpc.insecure_channel(self.grpc_address) as channel:
+            stub = rpc.ClusterStub(channel)
+            while time.monotonic() < deadline_s:
+                with contextlib.suppress(grpc.RpcError):
+                    topology = self._topology(stub)
+                    if condition(topology):
+                        return topology
+                time.sleep(poll_s)
         raise AssertionError(f"{self.config.name}: {what}: not within {timeout_s:g} s; last: {topology}")
 
     def until_complete(self, above: int = 0, timeout_s: float = START_S) -> pb.Topology:

@@ -18,7 +18,7 @@ from api_keys import entry
 from serve_clients import Call
 from serve_cluster import POLL_S, SETTLE_S, Deployment
 
-from expertmesh.actors.coordinator import NAMESPACE, actor_name
+from expertmesh.actors.coordinator_access import NAMESPACE, actor_name
 from expertmesh.actors.gateway.access.keys import new_key
 from expertmesh.proto.v1 import inference_pb2 as pb
 from expertmesh.proto.v1 import inference_pb2_grpc as rpc

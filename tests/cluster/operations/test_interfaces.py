@@ -12,7 +12,7 @@ import ray
 from serve_cluster import pid_of
 from sockets import EVERYWHERE, listening
 
-from expertmesh.actors.coordinator import (
+from expertmesh.actors.coordinator_access import (
     NAMESPACE,
     actor_name,
     coordinator_address,

@@ -67,7 +67,7 @@ def check(checkpoint: Path, drafts: int) -> None:
     settings = Settings(checkpoint, max_step_tokens=24, tile_rows=8, drafts=drafts)
     with LocalDeployment(settings) as undisturbed:
         expected = undisturbed.run(requests())
-        n_moe_layers = len(undisturbed._spec.moe_layers)
+        n_moe_layers = len(undisturbed.spec.moe_layers)
     # The drafter's layer comes once more for each draft behind the first.
     plan = abort_after_each(1 + 2 * (n_moe_layers + max(drafts - 1, 0)))
     with LocalDeployment(settings, plan) as disturbed:
@@ -108,7 +108,7 @@ def test_steps_that_break_across_borders_leave_no_trace(
     ]
     with LocalDeployment(settings) as undisturbed:
         expected = undisturbed.run(asked)
-        n_collectives = 1 + 2 * len(undisturbed._spec.moe_layers)
+        n_collectives = 1 + 2 * len(undisturbed.spec.moe_layers)
     within = 3 * n_collectives  # Shares no factor with 11, so that every collective of three steps is met.
     with LocalDeployment(settings, lambda generation: 1 + generation * 11 % within) as disturbed:
         got = disturbed.run(asked)

@@ -99,7 +99,7 @@ def test_broken_steps_of_either_version_run_again(
         expected = undisturbed.run(mixed())
         # Some generations live for a step of both versions or two: each is a header, then two collectives
         # for each version and layer.
-        span = 2 * (1 + 4 * len(undisturbed._spec.moe_layers))
+        span = 2 * (1 + 4 * len(undisturbed.spec.moe_layers))
 
     def plan(number: int) -> int | None:
         return None if number % 2 or number > LAST_BROKEN else 3 + number % span
