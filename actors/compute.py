@@ -19,8 +19,10 @@ class Computing(Protocol):
 
 
 class _ComputeReplica(ABC):
-    """Args:
-    config_json: the `DeploymentConfig`.
+    """What Serve starts, asks for its health and ends.
+
+    Args:
+        config_json: the `DeploymentConfig`.
     """
 
     async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
