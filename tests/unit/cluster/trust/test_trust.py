@@ -65,11 +65,12 @@ class Served:
         return grpc.StatusCode.OK
 
     async def join(self, trust: Trust) -> grpc.StatusCode:
-        """What Membership.Join answers to a Hello without proof, or with another's."""
+        """What Membership.Join answers to a stream without proof."""
         async with trust.channel(self.address) as channel:
             call = internal_pb2_grpc.MembershipStub(channel).Join(timeout=CALL_S)
             try:
-                await call.write(pb.MemberMessage(hello=pb.Hello()))
+                # Without a Hello: the refusal does not wait for it, and to grpc's client a stream that ends
+                # while it writes is an internal error.
                 await call.read()
             except grpc.aio.AioRpcError as error:
                 return error.code()
