@@ -11,6 +11,10 @@ from expertmesh.actors.collection import collection_paused
 class Computing(Protocol):
     """A router or an expert host that runs."""
 
+    @classmethod
+    async def start(cls, config_json: str) -> Computing:
+        """One that has joined the deployment; `config_json` is a `DeploymentConfig`."""
+
     def check_health(self) -> None:
         """Raises when its thread has died."""
 
@@ -27,11 +31,13 @@ class _ComputeReplica(ABC):
 
     async def __init__(self, config_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._computing: Computing | None = None
-        self._computing = await self._start(config_json)
+        with collection_paused():
+            computing = self._load()
+        self._computing = await computing.start(config_json)
 
     @abstractmethod
-    async def _start(self, config_json: str) -> Computing:
-        """Loads the code, and joins the deployment."""
+    def _load(self) -> type[Computing]:
+        """Brings the code into this process."""
 
     def check_health(self) -> None:
         """Serve's health check."""
@@ -46,16 +52,16 @@ class _ComputeReplica(ABC):
 class RouterReplica(_ComputeReplica):
     """Attention, gate, head, cache, scheduler and sampler; the experts, too, where there are no hosts."""
 
-    async def _start(self, config_json: str) -> Computing:
-        with collection_paused():
-            from expertmesh.actors.router import Router
-        return await Router.start(config_json)
+    def _load(self) -> type[Computing]:
+        from expertmesh.actors.router import Router
+
+        return Router
 
 
 class ExpertHostReplica(_ComputeReplica):
     """A slice of the routed experts."""
 
-    async def _start(self, config_json: str) -> Computing:
-        with collection_paused():
-            from expertmesh.actors.experts import ExpertHost
-        return await ExpertHost.start(config_json)
+    def _load(self) -> type[Computing]:
+        from expertmesh.actors.experts import ExpertHost
+
+        return ExpertHost

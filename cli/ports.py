@@ -19,7 +19,9 @@ TRIES = 1000
 
 def with_free_ports(config: DeploymentConfig) -> DeploymentConfig:
     """Replaces port 0 by ports that are free on this machine now."""
-    free = (port for port in free_ports(4) if port not in (config.http.port, config.grpc.port))
+    if config.http.port and config.grpc.port:
+        return config
+    free = (port for port in free_ports(3) if port not in (config.http.port, config.grpc.port))
     http_port = config.http.port or next(free)
     grpc_port = config.grpc.port or next(free)
     return config.model_copy(

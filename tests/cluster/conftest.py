@@ -36,23 +36,24 @@ class _Running:
     def __init__(self, folder: Path) -> None:
         self._stack = contextlib.ExitStack()
         self.cluster = self._stack.enter_context(shared_cluster(folder))
-        self._deployments: dict[str, Deployment] = {}
-        self._undeploy: dict[str, contextlib.ExitStack] = {}
+        self._deployments: dict[str, tuple[Deployment, contextlib.ExitStack]] = {}
+        """And what ends each."""
 
     def deployment(self, config: DeploymentConfig) -> Deployment:
-        known = self._deployments.get(config.name)
-        if known is None:
-            undeploy = self._undeploy[config.name] = self._stack.enter_context(contextlib.ExitStack())
-            [known] = undeploy.enter_context(self.cluster.deploy(config))
-            self._deployments[config.name] = known
+        if config.name not in self._deployments:
+            undeploy = self._stack.enter_context(contextlib.ExitStack())
+            [deployment] = undeploy.enter_context(self.cluster.deploy(config))
+            self._deployments[config.name] = deployment, undeploy
+        known, _ = self._deployments[config.name]
         assert known.config == config, f"two deployments are named {config.name!r}"
         known.until_complete()
         return known
 
     def undeploy(self, name: str) -> None:
         """Ends a deployment, if it is there."""
-        if self._deployments.pop(name, None) is not None:
-            self._undeploy.pop(name).close()
+        if name in self._deployments:
+            _, undeploy = self._deployments.pop(name)
+            undeploy.close()
 
     def stop(self) -> None:
         self._stack.close()
